@@ -44,13 +44,15 @@ _UNSUPPORTED = re.compile(
 
 _TOO_LONG = re.compile(
     r"context[_ ](?:length|size|window)|maximum (?:model|context|input|prompt) length|max_model_len|max_seq_len|"
-    r"prompt is too long|too many (?:input )?tokens|`?inputs`? tokens|input token count|longer than the (?:maximum )?model",
+    r"prompt is too long|too many (?:input )?tokens|`?inputs`? tokens|"
+    r"input token count|longer than the (?:maximum )?model",
     re.IGNORECASE,
 )
 
 
 _INCAPABLE = re.compile(
-    r"(?:image|vision|multi-?modal)[ \w]{0,30}(?:not supported|unsupported)|not support (?:image|vision|multi-?modal)|mmproj|"
+    r"(?:image|vision|multi-?modal)[ \w]{0,30}(?:not supported|unsupported)|"
+    r"not support (?:image|vision|multi-?modal)|mmproj|"
     r"requires more (?:system )?memory|unexpected endpoint",
     re.IGNORECASE,
 )
@@ -328,10 +330,8 @@ def check_status(status: int, body: bytes, retry_after_s: float | None = None, l
         content = None
     words = " ".join([*_error_codes(content), message])
     kind = f"http_{status}"
-    if status == 402 or (status in {403, 429} and _NO_QUOTA.search(words)):
-        raise RefusedError(kind, message, scope="all", cause=_NO_CREDIT)
-    if status == 400 and _NO_QUOTA.search(words):
-        raise RefusedError(kind, message, scope="suspect", cause=_NO_CREDIT)
+    if status == 402 or (status in {400, 403, 429} and _NO_QUOTA.search(words)):
+        raise RefusedError(kind, message, scope="suspect" if status == 400 else "all", cause=_NO_CREDIT)
     if status in {501, 505} or (status in {500, 502} and _INCAPABLE.search(words)):
         cause = "the requests, which it cannot answer (see mllm.model, mllm.base_urls)"
         raise RefusedError(kind, message, scope="suspect", cause=cause)
