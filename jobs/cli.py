@@ -47,7 +47,6 @@ COMMANDS = {
 }
 """Purpose of each command, by group. The module of a command has its name."""
 
-
 _ERRORS_OF_THE_FILE_SYSTEM = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 _SIGINT_STATUS, _SIGTERM_STATUS = 130, 143

@@ -56,7 +56,7 @@ def build_mask_stage(settings: CaptioningSettings, fetch: Fetch | None = None) -
     """
     masks = settings.masks
     if isinstance(masks, AutoMasksConfig):
-        raise SettingsError("masks.kind auto stands for another kind, which is chosen when the input is known")
+        raise SettingsError("masks.kind auto: the kind is not chosen yet; name it, or call resolve_masks first")
     if isinstance(masks, ReusedMasksConfig):
         return partial(reuse_masks, only_below=settings.listing.only_below)
     return build_generator_stage(masks, settings, fetch)

@@ -23,7 +23,7 @@ from ureca.data.masked import MaskStage, build_mask_trees
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch
 from ureca.hashing import checkpoint_digest
-from ureca.llm.openai import check_endpoints
+from ureca.llm.openai import PROBE_TOKENS, check_endpoints
 from ureca.llm.protocol import ChatModel
 from ureca.llm.settings import FakeConfig, OpenAIConfig
 from ureca.pipelines.batch.actors import RowActor, build_generator_stage
@@ -41,8 +41,6 @@ from ureca.schema import REGIONS_DATASET
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-_PROBE_TOKENS = 256
 
 
 def build_mask_stage(settings: CurateSettings, fetch: Fetch | None = None) -> MaskStage:
@@ -102,7 +100,7 @@ def check_engine(settings: CurateSettings) -> None:
         SettingsError: they refuse it, so that no region would get a caption.
     """
     if isinstance(settings.mllm, OpenAIConfig) and settings.uses_chat_model:
-        num_tokens = getattr(settings.annotator, "max_new_tokens", _PROBE_TOKENS)
+        num_tokens = getattr(settings.annotator, "max_new_tokens", PROBE_TOKENS)
         num_images = 2 if settings.verification.kind == "none" else 3  # the verification shows a third view
         asyncio.run(check_endpoints(settings.mllm, num_images=num_images, max_new_tokens=num_tokens))
 

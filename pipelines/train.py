@@ -22,6 +22,7 @@ from ureca.pipelines.training.report import EpochReport, StepProgress, report_ep
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder, read_lines
 from ureca.pipelines.training.worker import train_worker
 from ureca.training.augmentation import scaled_size
+from ureca.training.epoch_plan import MicroBatch
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
 from ureca.training.memory_estimate import MicroBatchSizes, Sharding, alternatives, estimate_memory
@@ -269,30 +270,9 @@ def _store_plans(settings: TrainSettings, run: RunFolder, index: TrainingIndex, 
 
 def _describe_memory(settings: TrainSettings, run: RunFolder, index: TrainingIndex, processor: UrecaProcessor) -> str:
     """Estimate the memory of a worker; for GPUs, say which of them have it, and which settings need less."""
-    costs, resources, deepspeed = costs_of(processor), settings.resources, settings.deepspeed
+    resources, deepspeed = settings.resources, settings.deepspeed
     longest = RunPlan.open(run.plan, resources.workers).epoch_plan(0).longest_micro_batch()
-    images = index.read([group.image_number for group in longest.groups])
-    grid = {"size": processor.image_processor.tile_size_px, "max_tiles": processor.image_processor.max_tiles}
-    num_image_tiles = num_mask_tiles = num_answer_tokens = 0
-    for image, group in zip(images, longest.groups, strict=True):
-        scaled = (
-            scaled_size(image.height, image.width, scale, settings.augmentation)
-            for scale in settings.augmentation.scales
-        )
-        tiles = costs.tiles or max(num_tiles(*size, **grid) for size in scaled)
-        num_image_tiles += tiles if costs.shared else tiles * len(group.region_numbers)
-        if costs.mask_tile:
-            num_mask_tiles += (1 if costs.one_mask_tile else tiles) * len(group.region_numbers)
-        captions = [image.regions[number].caption for number in group.region_numbers]
-        num_answer_tokens += sum(len(ids) + 1 for ids in processor.tokenizer(captions).input_ids)
-    num_prefixes = sum(1 if costs.shared else len(group.region_numbers) for group in longest.groups)
-    sizes = MicroBatchSizes(
-        num_tokens=longest.num_tokens,
-        num_prefix_tokens=costs.image * num_prefixes + costs.image_tile * num_image_tiles,
-        num_image_tiles=num_image_tiles,
-        num_mask_tiles=num_mask_tiles,
-        num_answer_tokens=num_answer_tokens,
-    )
+    sizes = _sizes_of(longest, settings, index, processor)
     config, phase, bf16 = UrecaConfig.from_pretrained(settings.model), settings.phase, settings.precision == "bf16"
     sharding = Sharding(
         num_workers=resources.min_workers or resources.workers,
@@ -322,6 +302,35 @@ def _describe_memory(settings: TrainSettings, run: RunFolder, index: TrainingInd
         outcome = "would" if changes[-1][1].fits(device_gib) else "would still not"
         lines.append(f"  a GPU of {device_gib} GB has less; with {found} it {outcome} have it")
     return "\n".join(lines)
+
+
+def _sizes_of(
+    micro_batch: MicroBatch, settings: TrainSettings, index: TrainingIndex, processor: UrecaProcessor
+) -> MicroBatchSizes:
+    """Count tokens and tiles of a micro-batch, of each image at the scale that gives most tiles."""
+    costs = costs_of(processor)
+    images = index.read([group.image_number for group in micro_batch.groups])
+    grid = {"size": processor.image_processor.tile_size_px, "max_tiles": processor.image_processor.max_tiles}
+    num_image_tiles = num_mask_tiles = num_answer_tokens = 0
+    for image, group in zip(images, micro_batch.groups, strict=True):
+        scaled = (
+            scaled_size(image.height, image.width, scale, settings.augmentation)
+            for scale in settings.augmentation.scales
+        )
+        tiles = costs.tiles or max(num_tiles(*size, **grid) for size in scaled)
+        num_image_tiles += tiles if costs.shared else tiles * len(group.region_numbers)
+        if costs.mask_tile:
+            num_mask_tiles += (1 if costs.one_mask_tile else tiles) * len(group.region_numbers)
+        captions = [image.regions[number].caption for number in group.region_numbers]
+        num_answer_tokens += sum(len(ids) + 1 for ids in processor.tokenizer(captions).input_ids)
+    num_prefixes = sum(1 if costs.shared else len(group.region_numbers) for group in micro_batch.groups)
+    return MicroBatchSizes(
+        num_tokens=micro_batch.num_tokens,
+        num_prefix_tokens=costs.image * num_prefixes + costs.image_tile * num_image_tiles,
+        num_image_tiles=num_image_tiles,
+        num_mask_tiles=num_mask_tiles,
+        num_answer_tokens=num_answer_tokens,
+    )
 
 
 def _report(run: RunFolder, *, was_finished: bool) -> TrainReport:

@@ -36,28 +36,28 @@ def run_science(settings: ScienceSettings) -> list[Path]:
     compared = settings.compared  # refuses a base that is no checkpoint before anything is drawn
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
-    record = _start(settings)
+    record = _begin_record(settings)
     _draw(settings, "train", settings.scenes.train)
     _draw(settings, "test", settings.scenes.test)
     missing = [name for name in compared if not (folder / "models" / name / _CAPTIONS).exists()]
-    for name in _run(missing, settings):
+    for name in _train_and_caption_all(missing, settings):
         _tell(f"{name}: finished")
-        _tables(settings, ())
-    tables = _tables(settings, settings.metrics)
+        _write_finished(settings, ())
+    tables = _write_finished(settings, settings.metrics)
     record.write("finished")
     return tables
 
 
-def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
+def _train_and_caption_all(names: list[str], settings: ScienceSettings) -> Iterator[str]:
     """Train models and caption with them; yields the name of each finished model."""
     if settings.processes == 1 or len(names) < 2:
         for name in names:
-            yield _finish(name, settings)
+            yield _train_and_caption(name, settings)
         return
     spawning = multiprocessing.get_context("spawn")
     # A separate process for each model: torch caches kernels for every length of a batch, which add up to gigabytes.
     with ProcessPoolExecutor(settings.processes, spawning, max_tasks_per_child=1) as pool:
-        runs = [pool.submit(_finish, name, settings) for name in names]
+        runs = [pool.submit(_train_and_caption, name, settings) for name in names]
         try:
             for run in as_completed(runs):
                 yield run.result()
@@ -65,7 +65,7 @@ def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
             pool.shutdown(cancel_futures=True)
 
 
-def _finish(name: str, settings: ScienceSettings) -> str:
+def _train_and_caption(name: str, settings: ScienceSettings) -> str:
     """Train a model, unless that was done before, and caption the test set with it."""
     import torch
 
@@ -87,7 +87,7 @@ def _finish(name: str, settings: ScienceSettings) -> str:
     return name
 
 
-def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
+def _write_finished(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
     """Write the tables of all finished models."""
     captions, figures = {}, {}
     for name in settings.compared:
@@ -104,7 +104,8 @@ def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
     return [*write_tables(settings, captions, figures, target, metrics), settings_path]
 
 
-def _start(settings: ScienceSettings) -> RunRecord:
+def _begin_record(settings: ScienceSettings) -> RunRecord:
+    """Begin or resume the record of the experiment; a folder with anything else is refused."""
     record = RunRecord(Output(str(settings.output)), settings.command, settings)
     if not record.before and any(settings.output.iterdir()):
         raise OutputError(f"{settings.output} is not empty and no experiment; name another folder")

@@ -213,6 +213,7 @@ class Worker:
         return step
 
     def _save(self, step: int) -> None:
+        """Write a checkpoint; it counts once rank 0 finishes it, after the files of all ranks are complete."""
         path = self._checkpoints.path_of(step)
         if self._rank == 0:
             self._run.check_lease(self._session)

@@ -155,7 +155,7 @@ def import_corrections(
     run = Output.of_run(fspath(output))
     location = locate(run.path)
     if not location.is_local:
-        raise OutputError(f"{run.path}: corrections need an output on this machine")
+        raise OutputError(f"{run.path}: corrections need an output on this machine; copy it here first")
     report = ImportReport()
     try:
         decisions = report.gather(read_decisions(Path(source)))

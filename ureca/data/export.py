@@ -349,7 +349,9 @@ def _write_masks(folder: Path, row: Mapping[str, Any], regions: Sequence[Mapping
     image_id = row["image_id"]
     path = folder / f"{image_id}.json"
     if not set(image_id.split("/")).isdisjoint(("", ".", "..")):
-        raise OutputError(f"the masks of image {image_id!r} cannot be written: its id is no file name")
+        raise OutputError(
+            f"the masks of image {image_id!r} cannot be written: its id is no file name; export without --masks"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     masks = tuple(Mask.from_region(region, row["height"], row["width"]) for region in regions)
     with replacing(path, overwrite=True) as temporary:

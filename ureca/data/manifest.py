@@ -187,7 +187,9 @@ def select(manifest: pa.Table, selection: ImageSelection, held_ids: pa.ChunkedAr
         chosen.sort(key=lambda index: (ids[index] not in held, index))
         chosen = sorted(_first(chosen, selection.limit, "limit", ids, held))
     if not chosen:
-        raise InputError(f"of {quantity(len(ids), 'image')}, none is of the shard {selection.shard}")
+        raise InputError(
+            f"of {quantity(len(ids), 'image')}, none is of the shard {selection.shard}: cut the input into fewer shards"
+        )
     return manifest if len(chosen) == len(ids) else manifest.take(pa.array(chosen, pa.int64()))
 
 

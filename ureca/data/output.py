@@ -80,7 +80,10 @@ class Output:
         """
         name = cls(path).run().get("dataset", REGIONS_DATASET.name)
         if name not in DATASETS:
-            raise OutputError(f"{path} holds a dataset {name!r}, which this version does not know")
+            raise OutputError(
+                f"{path} holds a dataset {name!r}, which this version does not know; read it with the version that "
+                "wrote it"
+            )
         return cls(path, DATASETS[name])
 
     # The manifest: the images of each partition
@@ -127,6 +130,11 @@ class Output:
         return int(new.num_rows)
 
     def _check_known(self, manifest: pa.Table, accept_changes: bool) -> None:
+        """Compare images with those of the same ids that the output holds, and store where they are now.
+
+        Raises:
+            OutputError: some that are done are others by now, or have other annotations, and this is not accepted.
+        """
         tables = []
         for path in self.manifest_files():
             partitions = io.read_table(self.filesystem, path)
@@ -157,7 +165,7 @@ class Output:
         if redone:
             message = (
                 f"{quantity(len(redone), 'image')} that {self.path} holds {'has' if len(redone) == 1 else 'have'} "
-                "other annotations than when it was processed, "
+                "other annotations than when processed, "
                 f"such as {redone[0].image_id!r}: {redone[0].listed} "
                 + ("was changed" if redone[0].listed == redone[0].held else f"(then {redone[0].held})")
             )

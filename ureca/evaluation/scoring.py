@@ -137,7 +137,7 @@ def stored_predictions(benchmark: StoredBenchmark, captions: Output) -> list[Pre
     """
     predictions = []
     for row, captioned in _paired_rows(benchmark, captions):
-        area_px = row["height"] * row["width"]
+        image_area_px = row["height"] * row["width"]
         by_id = {} if captioned is None else {region["region_id"]: region for region in captioned["captions"]}
         for region in row["benchmark"]:
             caption, failure = _caption_or_failure(captioned, by_id.get(region["region_id"]))
@@ -148,7 +148,7 @@ def stored_predictions(benchmark: StoredBenchmark, captions: Output) -> list[Pre
                     caption=caption,
                     references=tuple(region["references"]),
                     depth=region["depth"],
-                    area_fraction=region["area_px"] / area_px,
+                    area_fraction=region["area_px"] / image_area_px,
                     failure=failure,
                 )
             )

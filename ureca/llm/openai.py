@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 _PROBE_SYSTEM = "Describe what is shown in a few words, as a JSON object with the key caption."
 _PROBE_SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}, "required": ["caption"]}
-_PROBE_TOKENS = 256
+PROBE_TOKENS = 256
+"""Limit of the tokens of the answer to a probe, where no setting gives one."""
+
 _CHECK_TIMEOUT_S = 60.0
 _MAX_MODELS_SHOWN = 8
 
@@ -134,14 +136,14 @@ class OpenAIChatModel:
             self._load.set_slots(self, session.endpoints.limit)
             return failure
         except RefusedError as refusal:
-            endpoint.record_success(slot)  # it works
+            endpoint.record_success(slot)  # the server works: it refuses this request
             return refusal
         endpoint.record_success(slot)
         self._follow_share(session)
         self._load.set_slots(self, session.endpoints.limit)
         return answer
 
-    async def probe(self, max_new_tokens: int = _PROBE_TOKENS) -> None:
+    async def probe(self, max_new_tokens: int = PROBE_TOKENS) -> None:
         """Send a request that any vision model can answer, with images of 64 x 64 pixels, once.
 
         Args:

@@ -8,4 +8,6 @@ from ureca.llm.settings import RayServeConfig
 
 def application_not_started(settings: RayServeConfig) -> NoReturn:
     """Raise the error of a Ray Serve application that is used before a pipeline has started it."""
-    raise SettingsError("mllm.kind ray_serve: the application has not been started")
+    raise SettingsError(
+        "mllm.kind ray_serve: the application has not been started; `ureca curate` and `ureca evaluate` start it"
+    )

@@ -127,7 +127,7 @@ def calibrate(measured: Measured, arrangement: Arrangement, partition_sizes: Seq
         if high > _LONGEST_STEP_S:
             raise InputError(
                 f"the partitions of this run took {measured.rows_s:.0f} s in their actors, more than its answers and "
-                "the work on them explain: did something else slow it down?"
+                "the work on them explain: other work may have slowed it down; measure a run on an idle machine"
             )
     for _ in range(_NUM_BISECTIONS):
         middle = (low + high) / 2

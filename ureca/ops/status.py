@@ -107,7 +107,10 @@ def status_of(path: str, *, quick: bool = False, clock: Callable[[], float] = ti
             return _batch_status(Output(path, dataset), run, quick, clock())
     except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise OutputError(f"{path}: its record is incomplete or damaged ({type(error).__name__}: {error})") from error
-    raise OutputError(f"{path} is the output of {run.get('command')!r}, whose progress cannot be told from its folder")
+    raise OutputError(
+        f"{path} is the output of {run.get('command')!r}, which keeps no progress; `ureca status` shows that of "
+        "curate, caption, evaluate and train"
+    )
 
 
 def status_text(status: Status) -> str:

@@ -204,7 +204,7 @@ class RunView:
             ValidationError: the decision is invalid.
         """
         if self._journal is None:
-            raise OutputError("the output is not on this machine, so that nothing can be corrected")
+            raise OutputError("nothing can be corrected in an output elsewhere; copy it to this machine first")
         region = self.index.regions([decision.position])[0]
         with self._writing:
             correction = Correction(

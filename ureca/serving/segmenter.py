@@ -92,10 +92,10 @@ class Segmenter:
             )
 
     @contextmanager
-    def _counted(self, what: str) -> Iterator[None]:
+    def _counted(self, work: str) -> Iterator[None]:
         """Count failures in a row that are not those of one image, and turn lack of memory into a ``DataError``."""
         try:
-            with out_of_memory_as(DataError, what):
+            with out_of_memory_as(DataError, work):
                 yield
         except Exception as error:
             if not isinstance(error, DataError) or error.kind == OUT_OF_MEMORY:
@@ -167,7 +167,7 @@ def lookalike_ids(pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]
 
     Args:
         pixels: uint8 RGB [H, W, 3].
-        masks: Non-empty masks of the image.
+        masks: non-empty masks of the image.
 
     Returns:
         Ids of similar regions by region id, most similar first. Nested regions are never look-alikes of each other, and

@@ -147,7 +147,7 @@ class AccessSettings(BaseModel):
         for source, lines in sources.items():
             found = {line.strip() for line in lines} - {""}
             if not found:
-                raise SettingsError(f"{source} has no token")
+                raise SettingsError(f"{source} has no token; create one with `openssl rand -hex 24`")
             if any(len(token) < _MIN_TOKEN_LENGTH or not _TOKEN.fullmatch(token) for token in found):
                 raise SettingsError(
                     f"{source}: a token has {_MIN_TOKEN_LENGTH} or more letters, digits or ._~+/=-; "

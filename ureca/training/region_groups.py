@@ -115,7 +115,7 @@ def group_regions(
         images, start = slice(start, stop), stop
         most = int(np.diff(samples.first_regions[images.start : images.stop + 1]).max())
         if most > _MAX_REGIONS:
-            raise InputError(f"an image has {most} captions, the limit is {_MAX_REGIONS}")
+            raise InputError(f"an image has {most} captions, the limit is {_MAX_REGIONS}; leave some of them out")
         excluded = is_too_long(samples, costs, settings, images)
         totals.num_too_long += int(excluded.sum())
         scales = draw_scales(samples.image_keys[images], augmentation, epoch=epoch, seed=seed)

@@ -146,7 +146,10 @@ class RunPlan:
             raise OutputError(f"{folder} holds no plan of a run: start the run again")
         per_step = stored["micro_batches_per_step"]
         if per_step < world_size:
-            raise OutputError(f"{folder}: {per_step} micro-batches a step are too few for {world_size} ranks")
+            raise OutputError(
+                f"{folder}: {per_step} micro-batches a step are too few for {world_size} ranks; resume with fewer "
+                "workers"
+            )
         plan = cls.__new__(cls)
         plan.epoch_plan = lru_cache(maxsize=2)(
             lambda epoch: EpochPlan.open(folder / _epoch_folder(epoch), world_size, per_step)
