@@ -15,13 +15,13 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -33,10 +33,13 @@ from ureca.errors import InputError, OutputError
 
 logger = logging.getLogger(__name__)
 
+Content = TypeVar("Content")
+
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 _TEMPORARY = ".tmp-"
 _WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PARQUET_MAGIC = b"PAR1"
+_PARQUET_ATTEMPTS = 3
 _INITIAL_BACKOFF_S = 0.2
 _LASTING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
@@ -554,73 +557,98 @@ def make_folder(filesystem: pafs.FileSystem, folder: str) -> None:
 def remove_folder(filesystem: pafs.FileSystem, folder: str) -> None:
     """Remove a folder and its content, if it exists."""
     if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
-        filesystem.delete_dir(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            filesystem.delete_dir(folder)
 
 
 def remove_temporary(filesystem: pafs.FileSystem, folder: str) -> None:
     """Remove the temporary files that killed writers left in a folder."""
     for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
         if info.is_file and info.base_name.startswith(_TEMPORARY):
-            filesystem.delete_file(info.path)
+            with contextlib.suppress(FileNotFoundError):  # its writer lives, and has renamed it
+                filesystem.delete_file(info.path)
 
 
 # Parquet
 
 
-@contextmanager
-def _naming_damage(path: str) -> Iterator[None]:
-    """Turn Arrow's errors about the content of a file into one that names it; errors of the file system pass."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise OutputError(
-            f"{path} is damaged ({str(error).splitlines()[0]}). If it is a part, remove it and run the command that "
-            "wrote it again: only its images are processed again"
-        ) from error
+def _read_parquet(filesystem: pafs.FileSystem, path: str, read: Callable[[pq.ParquetFile], Content]) -> Content:
+    """Read from a Parquet file, again where another process replaces it meanwhile.
+
+    An object store gives the size, the footer and the columns at separate requests: those of two versions make no file.
+    An open local file stays what it was.
+
+    Raises:
+        OutputError: the file is damaged, or was removed.
+    """
+    num_attempts = 1 if isinstance(filesystem, pafs.LocalFileSystem) else _PARQUET_ATTEMPTS
+    for attempt in range(num_attempts):
+        try:
+            with filesystem.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
+                return read(parquet)
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"{path} is not there any more: another command has removed it. Try again when that has ended"
+            ) from error
+        except (pa.ArrowException, OSError) as error:
+            if attempt + 1 < num_attempts:
+                logger.info("%s cannot be read: %s; it is read again", path, error)
+                continue
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise OutputError(
+                f"{path} is damaged ({str(error).splitlines()[0]}). If it is a part, remove it and run the command "
+                "that wrote it again: only its images are processed again"
+            ) from error
+    raise AssertionError("unreachable")
 
 
-def is_whole_parquet(filesystem: pafs.FileSystem, path: str, size_bytes: int) -> bool:
+def is_whole_parquet(filesystem: pafs.FileSystem, path: str) -> bool:
     """Tell whether a file ends like a Parquet file: not if it is empty, cut, or filled with zeros by a power cut.
 
-    Args:
-        filesystem: Arrow file system.
-        path: name of the file within it.
-        size_bytes: size of the file.
+    A file that another process replaces meanwhile is looked at again.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no longer.
+        OSError: the file cannot be read.
     """
-    if size_bytes < 3 * len(_PARQUET_MAGIC):
-        return False
-    with filesystem.open_input_file(path) as file:
-        file.seek(size_bytes - 2 * len(_PARQUET_MAGIC))
-        tail = file.read(2 * len(_PARQUET_MAGIC))
-    footer_bytes = int.from_bytes(tail[: len(_PARQUET_MAGIC)], "little")
-    return bool(tail.endswith(_PARQUET_MAGIC)) and footer_bytes <= size_bytes - 3 * len(_PARQUET_MAGIC)
+    for _ in range(_PARQUET_ATTEMPTS):
+        with filesystem.open_input_file(path) as file:
+            size_bytes = file.size()
+            if size_bytes >= 3 * len(_PARQUET_MAGIC):
+                try:
+                    tail = file.read_at(2 * len(_PARQUET_MAGIC), size_bytes - 2 * len(_PARQUET_MAGIC))
+                except OSError as error:  # an object that has become shorter
+                    logger.info("%s cannot be read: %s; it is read again", path, error)
+                    tail = b""
+                footer_bytes = int.from_bytes(tail[: len(_PARQUET_MAGIC)], "little")
+                if tail.endswith(_PARQUET_MAGIC) and footer_bytes <= size_bytes - 3 * len(_PARQUET_MAGIC):
+                    return True
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            break
+    return False
 
 
 def read_table(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns, which may be fields within lists (``a.list.element.b``).
 
     Raises:
-        OutputError: the file is damaged.
+        OutputError: the file is damaged, or was removed.
     """
-    with _naming_damage(path), filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+    names = None if columns is None else list(columns)
+    return _read_parquet(filesystem, path, lambda file: file.read(columns=names))
 
 
 def num_row_groups(filesystem: pafs.FileSystem, path: str) -> int:
     """Return the number of row groups of a Parquet file; errors as in ``read_table``."""
-    with _naming_damage(path), filesystem.open_input_file(path) as file:
-        return int(pq.ParquetFile(file).num_row_groups)
+    return _read_parquet(filesystem, path, lambda file: int(file.num_row_groups))
 
 
 def read_metadata(filesystem: pafs.FileSystem, path: str) -> dict[bytes, bytes]:
     """Read the metadata of a Parquet file's schema; errors as in ``read_table``."""
-    with _naming_damage(path):
-        return dict(pq.read_schema(path, filesystem=filesystem).metadata or {})
+    return _read_parquet(filesystem, path, lambda file: dict(file.schema_arrow.metadata or {}))
 
 
 def read_row_group(filesystem: pafs.FileSystem, path: str, row_group: int) -> pa.Table:
     """Read one row group of a Parquet file; errors as in ``read_table``."""
-    with _naming_damage(path), filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file).read_row_group(row_group)
+    return _read_parquet(filesystem, path, lambda file: file.read_row_group(row_group))

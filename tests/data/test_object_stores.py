@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -85,10 +85,15 @@ class ChangingFilesystem:
         self._changes = changes
 
     def open_input_stream(self, path: str) -> Any:
-        stream = self._filesystem.open_input_stream(path)
+        return self._changed(self._filesystem.open_input_stream(path))
+
+    def open_input_file(self, path: str) -> Any:
+        return self._changed(self._filesystem.open_input_file(path))
+
+    def _changed(self, file: Any) -> Any:
         if self._changes:
             self._changes.pop(0)()
-        return stream
+        return file
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._filesystem, name)
@@ -110,6 +115,44 @@ def test_read_bytes_of_an_object_that_is_replaced_at_each_attempt_is_an_error(st
     )
     with pytest.raises(OSError, match="unsteady was replaced at each attempt"):
         io.read_bytes(filesystem, place.name, num_attempts=2)
+
+
+def parquet(*values: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"value": values}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("new", [("z",), tuple("later rows")])
+def test_read_table_of_an_object_that_is_replaced_meanwhile_is_the_new_one(store: Store, new: tuple[str, ...]) -> None:
+    place = locate(store.uri("replaced.parquet"))
+    store.put("replaced.parquet", parquet("a", "b", "c"))
+    filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: store.put("replaced.parquet", parquet(*new))])
+    assert io.read_table(filesystem, place.name)["value"].to_pylist() == list(new)
+
+
+def test_read_table_of_an_object_that_is_removed_meanwhile_says_so(store: Store) -> None:
+    place = locate(store.uri("removed.parquet"))
+    store.put("removed.parquet", parquet("a"))
+    filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: place.filesystem.delete_file(place.name)])
+    with pytest.raises(OutputError, match=r"removed.parquet is not there any more"):
+        io.read_table(filesystem, place.name)
+
+
+@pytest.mark.parametrize("before", [parquet("a", "b", "c"), b""])
+@pytest.mark.parametrize("after", [parquet("a"), parquet(*map(str, range(999))), None])
+def test_damaged_parts_are_none_where_parts_are_replaced_or_removed_meanwhile(
+    store: Store, before: bytes, after: bytes | None
+) -> None:
+    """Damaged parts are removed at the start of a run; those of a session that ends late are good."""
+    output = Output(store.uri("parts"))
+    name = "parts/regions/part-000000.parquet"
+    store.put(name, before)
+    path = f"{BUCKET}/{name}"
+    store_filesystem = output.filesystem
+    change = (lambda: store_filesystem.delete_file(path)) if after is None else (lambda: store.put(name, after))
+    output.filesystem = cast("Any", ChangingFilesystem(store_filesystem, [change]))
+    assert output.damaged_parts() == {}
 
 
 def test_crash_log_of_a_marker_that_is_deleted_meanwhile_leaves_it_out(store: Store) -> None:

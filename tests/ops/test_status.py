@@ -59,6 +59,20 @@ def test_status_counts_failures_by_kind_unless_quick(tmp_path: Path) -> None:
     assert (quick.num_done, quick.num_failed, quick.failures) == (4, None, None)
 
 
+def test_status_of_a_run_that_gains_and_does_images_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = begin(tmp_path)
+    damaged_parts = Output.damaged_parts
+
+    def look_and_let_others_write(self: Output) -> dict[int, str]:
+        output.add_images(manifest([f"i{index}" for index in range(12)]), 2)
+        do(output, 5, at_s=1)
+        return damaged_parts(self)
+
+    monkeypatch.setattr(Output, "damaged_parts", look_and_let_others_write)
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 3)
+    assert (status.num_done, status.num_total) == (2, 12)
+
+
 def test_status_tells_files_left_out_and_images_without_masks(tmp_path: Path) -> None:
     output = begin(tmp_path, left_out={".heic": 2, "excluded": 1})
     output.write_partition(0, [row("i0"), row("i1", statuses=("ok",))], PartitionReport())

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ureca.errors import OutputError
-from ureca.io import locate
+from ureca.io import locate, read_bytes
 from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
@@ -168,10 +168,9 @@ def read_journal(path: str) -> Iterator[Correction]:
     location = locate(path)
     name = f"{location.name}/{CORRECTIONS}"
     try:
-        if not location.filesystem.get_file_info(name).is_file:
-            return
-        with location.filesystem.open_input_stream(name) as stream:
-            lines = stream.read().split(b"\n")
+        lines = read_bytes(location.filesystem, name).split(b"\n")
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise OutputError(f"{path}/{CORRECTIONS} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):

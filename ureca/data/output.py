@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
@@ -277,16 +276,18 @@ class Output:
 
         A power cut, a full quota or a copy that was interrupted leaves such files; they count as not done.
         """
-        infos = self.filesystem.get_file_info(pafs.FileSelector(self._parts, allow_not_found=True))
-        parts = {int(part[1]): info for info in infos if (part := _PART_NAME.fullmatch(info.base_name))}
+        parts = {number: self._part(number) for number in self.done_partitions()}
 
-        def is_damaged(info: pafs.FileInfo) -> bool:
-            return not io.is_whole_parquet(self.filesystem, info.path, info.size)
+        def is_damaged(part: str) -> bool:
+            try:
+                return not io.is_whole_parquet(self.filesystem, part)
+            except FileNotFoundError:  # removed since the listing
+                return False
 
         with ThreadPoolExecutor(max_workers=16) as pool:  # one small request each to an object store
             are_damaged = pool.map(is_damaged, parts.values())
             damaged = [number for number, each in zip(parts, are_damaged, strict=True) if each]
-        return {number: parts[number].path for number in sorted(damaged)}
+        return {number: parts[number] for number in sorted(damaged)}
 
     def remove_damaged_parts(self) -> list[str]:
         """Remove the ``damaged_parts``, so that their images are processed again; returns their names."""

@@ -19,7 +19,7 @@ from ureca.data.listing import named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
-from ureca.io import Location, below, locate
+from ureca.io import Location, below, locate, read_bytes
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, DATASETS
 from ureca.wording import duration, quantity
 
@@ -152,9 +152,9 @@ def status_text(status: Status) -> str:
 
 
 def _batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
-    sizes = output.partition_sizes()
     damaged = {} if quick else output.damaged_parts()
     written = {partition: at for partition, at in _written_at(output).items() if partition not in damaged}
+    sizes = output.partition_sizes()  # after the parts, which a run writes after their manifest
     report = None if quick else output.report(written)
     status = _status_of_partitions(
         output, run, sizes, written=written, num_total=sum(sizes.values()), report=report, now_s=now_s
@@ -166,14 +166,14 @@ def _evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_
     """Add up the captions of all models; the run goes on after the last one, to score them."""
     captions = [Output(below(output.path, model["captions"]), CAPTIONS_DATASET) for model in run["models"]]
     benchmark = Output(below(output.path, run["benchmark"]), BENCHMARK_DATASET)
+    # The parts before the sizes: a run writes them after their manifest.
+    written = {(model, part): at for model, each in enumerate(captions) for part, at in _written_at(each).items()}
     benchmark_sizes = benchmark.partition_sizes()
     sizes: dict[tuple[int, int], int] = {}
-    written: dict[tuple[int, int], float] = {}
     for model, each in enumerate(captions):
         # Captions that were given to the evaluation have the benchmark's partitions.
         partition_sizes = each.partition_sizes() or benchmark_sizes
         sizes |= {(model, partition): size for partition, size in partition_sizes.items()}
-        written |= {(model, partition): at for partition, at in _written_at(each).items()}
     is_stored = benchmark.exists() and benchmark.run().get("state") == "finished"
     num_total = len(captions) * sum(benchmark_sizes.values()) if is_stored else None
     report = None
@@ -285,10 +285,10 @@ def _training_status(location: Location, run: Mapping[str, Any], now_s: float) -
 def _json_lines(location: Location, name: str) -> Iterator[dict[str, Any]]:
     """Yield the complete lines of a JSONL file; none if there is no file."""
     path = f"{location.name}/{name}"
-    if not location.filesystem.get_file_info(path).is_file:
+    try:
+        text = read_bytes(location.filesystem, path).decode()
+    except FileNotFoundError:
         return
-    with location.filesystem.open_input_stream(path) as stream:
-        text = stream.read().decode()
     lines = text.split("\n")
     for line in islice(lines, len(lines) - 1):
         yield json.loads(line)

@@ -195,11 +195,12 @@ class TrainingIndex:
         self._filesystem, self._folder = location.filesystem, location.name
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         try:
-            with self._filesystem.open_input_stream(f"{self._folder}/index.json") as stream:
-                self.info = IndexInfo.model_validate_json(stream.read())
+            self.info = IndexInfo.model_validate_json(io.read_bytes(self._filesystem, f"{self._folder}/index.json"))
         except FileNotFoundError as error:
             raise OutputError(f"{path} holds no index: there is no index.json") from error
-        except (OSError, ValidationError) as error:
+        except OSError as error:
+            raise OutputError(f"{path}: index.json cannot be read: {error}. Give the same command again") from error
+        except ValidationError as error:
             raise OutputError(f"{path}: index.json cannot be read: {error}. Remove the folder") from error
 
     def sample_costs(self) -> SampleCosts:
