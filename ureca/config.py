@@ -75,7 +75,7 @@ class HelpRequested(Exception):
 
 _MAX_CONFIG_BYTES = 2**20
 _MAX_CONFIG_DEPTH = 64
-_CUTOFF_OF_VARIABLES = 0.85  # of difflib's similarity, which counts the prefix, too
+_CUTOFF_OF_VARIABLES = 0.85  # smallest similarity (difflib) of a suggested variable; the common prefix counts, too
 _config_file: ContextVar[str | None] = ContextVar("config_file", default=None)
 
 

@@ -18,8 +18,8 @@ from ureca.io import Location, locate
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 2**20
 _MAX_TEXT_BYTES = 2**35
-_MARK_BYTES = 64  # which tell the encoding
-_MIN_ZEROS = 0.3  # of the bytes of a text in UTF-16 that is mostly ASCII
+_MARK_BYTES = 64  # first bytes of a text, by which its encoding is recognized
+_MIN_ZEROS_FRACTION = 0.3  # of all bytes; every second byte of ASCII in UTF-16 is zero
 _COMPRESSED = (".bz2", ".zst", ".lz4")  # extensions that Arrow decompresses
 _BASE64_OF_URLS = bytes.maketrans(b"-_", b"+/")
 _BASE64_PIECE = 2**20  # characters
@@ -99,7 +99,7 @@ def _encoding(head: bytes) -> str:
     encoding = json.detect_encoding(head)
     is_marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
     share_of_zeros = head.count(0) / max(1, len(head))
-    return encoding if is_marked or share_of_zeros > _MIN_ZEROS or encoding.startswith("utf-8") else "utf-8"
+    return encoding if is_marked or share_of_zeros > _MIN_ZEROS_FRACTION or encoding.startswith("utf-8") else "utf-8"
 
 
 def open_lines(path: str) -> BinaryIO:

@@ -243,7 +243,7 @@ def _decode_values(data: bytes, limits: ImageLimits, *, upright: bool) -> "_Deco
             if (values[..., :1] == values).all():
                 values = values[..., 0]
         if values.dtype == np.uint8 and not is_palette:
-            if raw_mode.startswith(("L;2", "L;4")):  # which Pillow has scaled to 8 bits
+            if raw_mode.startswith(("L;2", "L;4")):  # Pillow has scaled these to 8 bits
                 values = values // (85 if raw_mode.startswith("L;2") else 17)
             elif 0 < maximum < 255:
                 values = np.rint(values * (maximum / 255)).astype(np.uint8)

@@ -29,11 +29,11 @@ LENGTH = struct.Struct("<Q")
 """Length of the head of an answer, which is JSON: the kind and message of an error, or types and shapes of the arrays
 that follow, and flags."""
 
-_NUM_PROCESSES = 2  # of each process that decodes
-_MAX_IMAGES = 500  # after which a process is replaced, so that memory that its decoders leak is freed
+_NUM_PROCESSES = 2  # decoders beside each process that needs them
+_MAX_IMAGES_PER_PROCESS = 500  # then the process is replaced, which frees the memory that its decoders leak
 _MAX_IDLE_S = 30.0
 _MIN_WALL_S = 60.0
-_WALL_PER_CPU = 8.0  # a process on a busy machine waits
+_WALL_PER_CPU = 8.0  # allowed wall time per CPU time: a process waits on a busy machine
 _MAX_HEAD_BYTES = 65_536
 _TYPES = frozenset({"|u1", "|b1", "<u2", ">u2", "<i4", "<f4", "<f8"})
 _BASE_CPU_S = 3.0
@@ -105,7 +105,7 @@ class IsolatedDecoder:
                 child.is_usable &= isinstance(error, ImageError) and error.kind != "out_of_memory"
                 raise
             finally:
-                if child.is_usable and child.num_images < _MAX_IMAGES:
+                if child.is_usable and child.num_images < _MAX_IMAGES_PER_PROCESS:
                     self._keep(child)
                 else:
                     child.end()

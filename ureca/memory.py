@@ -86,7 +86,7 @@ def release_memory(error: BaseException | None = None) -> None:
     has_gpu = torch is not None and torch.cuda.is_initialized()
     gc.collect(2 if has_gpu else 1)  # the whole heap takes up to a second
     if torch is not None and has_gpu:
-        with contextlib.suppress(RuntimeError):  # of a device that an earlier error has made unusable
+        with contextlib.suppress(RuntimeError):  # an earlier error may have made the device unusable
             torch.cuda.empty_cache()
 
 

@@ -98,7 +98,7 @@ def build_generator_stage(masks: ComponentConfig, settings: BatchSettings, fetch
         settings: settings of the command.
         fetch: function that reads the images; None: that of ``build_fetch``.
     """
-    resources: Any = settings.resources  # of the command's own type
+    resources: Any = settings.resources  # each command has a type of its own
     masks = on_device(masks, resources.masks.num_gpus, "resources.masks")
     generator: MaskGenerator = build_component("mask_generator", masks)
     return partial(

@@ -93,7 +93,7 @@ def arrange(
         SettingsError: the operators cannot run side by side on the cluster.
     """
     sizes = partition_sizes(num_images, settings.images_per_partition)
-    resources: Any = settings.resources  # of the command's own type
+    resources: Any = settings.resources  # each command has a type of its own
     own, tree = getattr(resources, stage), getattr(resources, "tree", None)
     cluster = Cluster(num_cpus, num_gpus, may_grow=False)
     work = Work(len(sizes), num_images)

@@ -115,7 +115,7 @@ def run_batch(
             with contextlib.suppress(OutputError):  # a disk too full for results is too full for the record
                 record.write("stopped", **listed, session=progress.figures())
             raise
-        output.remove_temporary()  # of workers that died while they wrote
+        output.remove_temporary()  # files of workers that died while they wrote
         report = output.report()
         write_card(output, command.name, report)
         record.write("finished", totals=report.model_dump(), **listed, session=progress.figures())

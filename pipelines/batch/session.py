@@ -143,7 +143,7 @@ def _start_ray(options: Mapping[str, Any]) -> None:
             with own_signal_handlers(), _without_lines(_LOG_LEVEL_LINE):
                 ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
             return
-        except Exception as error:  # of many kinds, some of them plain
+        except Exception as error:  # Ray raises many types here, plain exceptions, too
             ray.shutdown()
             reason = " ".join(str(error).split()) or type(error).__name__
             if not is_last:

@@ -42,8 +42,8 @@ HEADER_TIMEOUT_S = 10.0
 """Seconds in which the headers of a request must arrive, and in which a refused body may still arrive."""
 
 _MAX_CONNECTIONS = 4096
-_PIECE_BYTES = 2**20  # of a body on its way to a replica, so that neither side keeps more than one once it is there
-_PRIVATE_PREFIX = "/-/"  # of Serve's own paths
+_PIECE_BYTES = 2**20  # bodies go to replicas in such pieces, of which neither side keeps more than one
+_PRIVATE_PREFIX = "/-/"  # prefix of Serve's own paths
 _MARK = next(iter(SECURITY_HEADERS)).decode()  # a response without it is not the app's, but the proxy's own
 _SERVE_HEADERS = (
     b"x-request-timeout-seconds",
@@ -96,7 +96,7 @@ class FrontMiddleware:
             await self._app(scope, receive, send)
             return
         send = with_documented_errors(send, self._proxy_error)
-        if not scope["path"].startswith("/"):  # of a client that takes the service for a proxy, or speaks HTTP/2
+        if not scope["path"].startswith("/"):  # a client that takes the service for a proxy, or speaks HTTP/2
             error = ApiError(400, "malformed", "the target of a request must be a path")
             await error_response(error)(scope, receive, send)
             return

@@ -104,7 +104,7 @@ def _split_multipart(body: bytes, boundary: bytes) -> dict[str, tuple[bytes, boo
     delimiter = b"--" + boundary
     if body.startswith(delimiter):
         start = len(delimiter)
-    else:  # after a preamble
+    else:  # the first boundary follows a preamble
         start = body.find(b"\r\n" + delimiter) + len(delimiter) + 2
         if start < len(delimiter) + 2:
             raise malformed("there is no boundary")

@@ -170,7 +170,7 @@ def test_regions_with_more_mask_tiles_than_a_call_takes_have_the_same_captions(
     expected = captioner.caption(IMAGE, MASKS, max_new_tokens=8)
     calls: list[int] = []
     captioner.model.model.mask_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
-    monkeypatch.setattr("ureca.model.prompt_encoder._MAX_MASK_VALUES", 1)
+    monkeypatch.setattr(captioner.encoder, "max_mask_values", 1)
     assert captioner.caption(IMAGE, MASKS, max_new_tokens=8) == expected
     assert len(calls) == len(MASKS)
 

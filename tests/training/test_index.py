@@ -52,7 +52,7 @@ def test_index_read_from_several_files_keeps_the_order_given(
     for module in ("index", "index_writer"):
         monkeypatch.setattr(f"ureca.training.{module}.IMAGES_PER_ROW_GROUP", 1)
         monkeypatch.setattr(f"ureca.training.{module}.IMAGES_PER_FILE", 2)
-    monkeypatch.setattr("ureca.training.index._OPEN_FILES", 2)
+    monkeypatch.setattr("ureca.training.index.MAX_OPEN_FILES", 2)
     prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     assert len(list((tmp_path / "index").glob("images-*.parquet"))) == 3
     index = TrainingIndex(str(tmp_path / "index"))
@@ -79,8 +79,8 @@ def test_sample_costs_are_those_of_texts_and_sizes(tmp_path: Path, dataset: Path
 def test_map_sample_costs_are_those_in_memory_in_files(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ureca.training.index_writer._COUNTS_PER_ROW_GROUP", 2)
-    monkeypatch.setattr("ureca.training.index._COUNTS_PER_BATCH", 3)
+    monkeypatch.setattr("ureca.training.index_writer.COUNTS_PER_ROW_GROUP", 2)
+    monkeypatch.setattr("ureca.training.index.COUNTS_PER_BATCH", 3)
     index = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     (tmp_path / "counts").mkdir()
     in_memory, mapped = index.sample_costs(), index.map_sample_costs(tmp_path / "counts")

@@ -37,7 +37,7 @@ class _PendingJob:
     loop: asyncio.AbstractEventLoop
     next_region: int = 0
     is_wanted: bool = True
-    texts: dict[int, TextSoFar] = field(default_factory=dict)  # of the unfinished captions whose text matters
+    texts: dict[int, TextSoFar] = field(default_factory=dict)  # texts of the unfinished captions whose jobs need them
     stopped: set[int] = field(default_factory=set)  # regions whose captions a stop string has ended
     finished: asyncio.Queue[GeneratedCaption | BaseException] = field(default_factory=asyncio.Queue)
 
@@ -137,7 +137,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         self._is_running = False
         self._step_started: float | None = None
         self._max_failures = max_failures
-        self._num_failures = 0  # in a row; changed by the model's thread
+        self._num_failures = 0  # without a caption between them; changed by the model's thread
         self._last_failure = ""
 
     def prepare(self, job: CaptionJob) -> PreparedJob[PreparedImage]:
@@ -278,7 +278,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         """Take up to ``num_free`` regions from the queue, from the oldest job on."""
         with self._lock:
             if not self._serves_requests and self._waiting:
-                # Prefixes of one length are one product. The oldest job is first, and then those nearest to it.
+                # Prefixes of equal length are multiplied together. The oldest job is first, then those nearest to it.
                 num_tiles = self._waiting[0].prepared.content.num_tiles
                 self._waiting.sort(key=lambda job: abs(job.prepared.content.num_tiles - num_tiles))
             taken: list[_Key] = []

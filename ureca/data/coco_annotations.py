@@ -21,7 +21,7 @@ from ureca.masks.other_formats import OTHER_FORMAT
 from ureca.wording import quantity
 
 _COCO_KEY = b"ureca.coco_file"
-_LAYOUT = "2"  # of the files in the folder of annotations
+_LAYOUT = "2"  # version of the files in the folder of annotations
 _PLACES = pa.schema(
     [
         ("image_id", pa.string()),

@@ -52,14 +52,14 @@ class CrashLog:
         self._stage = stage
         self._max_crashes = max_crashes
         self._marker = f"{folder}/{stage}-{uuid.uuid4().hex}-{node}"
-        self._lock = threading.Lock()  # of the fields below
+        self._lock = threading.Lock()  # guards the fields below
         self._in_progress: Counter[str] = Counter()
         self._num_begun = 0
         self._left_behind: dict[str, list[str]] = {}  # markers of crashed processes, by the items that they list
-        self._clearing = threading.Lock()  # of the markers of crashed processes
+        self._clearing = threading.Lock()  # guards the markers of crashed processes
         self._num_suspects: dict[str, int] = {}  # items of the smallest marker that lists an item
         self._lost_with_node: Counter[str] = Counter()
-        self._marker_lock = threading.Lock()  # of the marker's file and the fields below; taken before ``_lock``
+        self._marker_lock = threading.Lock()  # guards the marker's file and the fields below; taken before ``_lock``
         self._num_written = 0
         self._has_folder = False
         for name in io.list_names(filesystem, folder):

@@ -242,7 +242,8 @@ class Output:
 
     def read_manifest(self, path: str) -> pa.Table:
         """Read the partitions in one of ``manifest_files``; schema ``PARTITIONS``."""
-        return io.read_table(self.filesystem, path, PARTITIONS.names).cast(PARTITIONS)  # of earlier versions, too
+        # The cast is for tables of earlier versions.
+        return io.read_table(self.filesystem, path, PARTITIONS.names).cast(PARTITIONS)
 
     def part_paths(self) -> dict[int, str]:
         """Return the path or URI of the file of each finished partition, by its number."""

@@ -40,7 +40,7 @@ IMAGE_EXTENSIONS = (
 OTHER_IMAGE_EXTENSIONS = ("avif", "jp2", "j2k", "jpf", "jpx", "j2c", "heic", "heif", "hif", "jxl", "dng", "svg", "psd")
 """Extensions of images that may need a library, or are not read at all."""
 _MAX_NAMED = 3
-_NUM_LOOKED_UP = 64  # of paths with Windows' separators, before it is decided that none is written otherwise
+_NUM_LOOKED_UP = 64  # paths with backslashes that are looked up to find out if these are separators
 IS_URI = r"^[a-zA-Z][a-zA-Z0-9+.-]*://"
 """Pattern of the beginning of a URI."""
 ANNOTATION_EXTENSIONS = ("json",)

@@ -25,7 +25,7 @@ from ureca.errors import InputError
 from ureca.io import Location
 
 _DATA_URL = "data:"
-_ROWS_PER_BATCH = 64  # of a column of text, which may hold whole images
+_ROWS_PER_BATCH = 64  # few, because a column of text may hold whole images
 _IMAGE_COLUMNS = ("image", "bytes", "uri", "path")  # tried in this order
 _ID_COLUMN = "image_id"
 _NUM_THREADS = 16

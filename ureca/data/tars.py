@@ -21,12 +21,12 @@ from ureca.errors import InputError
 from ureca.io import Location
 
 _BLOCK = 512  # bytes; a tar is made of such blocks
-_MAX_EXTENDED_BYTES = 1 << 20  # of a long name, or of extended attributes
+_MAX_EXTENDED_BYTES = 1 << 20  # largest long name, or block of extended attributes
 _NUM_LOCAL_THREADS = 4  # more would compete for the interpreter: scanning a file in memory is pure Python
 _NUM_REMOTE_THREADS = 32  # each header is a request, which only waits for the network
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
-_SPARSE = b"S"  # of GNU's, with more headers of its own
+_SPARSE = b"S"  # GNU's sparse files, which have further headers of their own
 _EXTENDED = (b"x", b"g", b"L", b"K")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 

@@ -212,7 +212,8 @@ class Endpoint:
             self.cooldown_until = now + cooldown_s
             self._num_sent_at_cooldown = self._num_sent
             self._in_flight.clear()
-            if self._num_cooldowns & (self._num_cooldowns - 1) == 0:  # of a long outage the 1st, 2nd, 4th, 8th, ...
+            # Of a long outage, the 1st, 2nd, 4th, 8th, ... cooldown is logged.
+            if self._num_cooldowns & (self._num_cooldowns - 1) == 0:
                 again = f", {self._num_cooldowns} times in a row" if self._num_cooldowns > 2 else ""
                 _log.warning("%s cools down for %.1f s%s: %s", self.url, cooldown_s, again, failure)
 

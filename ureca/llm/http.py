@@ -136,7 +136,7 @@ class HttpTransport:
 
 def _decompressed(body: bytes, max_bytes: int, is_complete: bool) -> tuple[bytes, bool]:
     """Decompress at most ``max_bytes``; the flag is False if there are more, or the input was cut."""
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of gzip or zlib, by its header
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as the header says
     try:
         content = inflate.decompress(body, max_bytes)
     except zlib.error:

@@ -382,7 +382,7 @@ def error_message(body: bytes) -> str:
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
     text = body[: 64 * _MAX_MESSAGE_CHARACTERS].decode("utf-8", errors="replace")
-    if re.match(r"\s*<(?:!doctype|html|head|body)\b", text, re.IGNORECASE):  # of a proxy
+    if re.match(r"\s*<(?:!doctype|html|head|body)\b", text, re.IGNORECASE):  # a proxy's page
         title = re.search(r"<(title|h1)[^>]*>([^<]+)", text, re.IGNORECASE)
         text = title[2] if title else re.sub(r"<[^>]*>", " ", text)
     try:

@@ -427,7 +427,8 @@ def _mask(
 
 def _category(record: Mapping[str, Any], categories: Mapping[int | str, str]) -> str | None:
     key = image_key(record.get("category_id"))
-    if isinstance(label := record.get("category"), str) and label.strip():  # beside an id of a general category
+    # Some tools write the label here, beside an id of one category for all objects.
+    if isinstance(label := record.get("category"), str) and label.strip():
         return label.strip()
     if key is not None and key in categories:
         return categories[key]

@@ -8,7 +8,7 @@ from typing import Any
 
 MAX_ELEMENT_CHARACTERS = 2**24
 
-_MARK_BYTES = 4  # which tell the encoding
+_MARK_BYTES = 4  # first bytes of a text, by which its encoding is recognized
 _MAX_DIGITS = 400  # Python refuses to read longer integers
 
 _SPACE = re.compile(r"[ \t\n\r]*")

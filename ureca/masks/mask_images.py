@@ -15,7 +15,7 @@ from ureca.images import StoredValues, decode_values
 from ureca.masks.rle import BoolMask
 
 _VOID = 255  # index of the border between objects in the palettes of Pascal VOC
-_MIN_SOFT_MAXIMUM = 32  # below it, several values are labels
+_MIN_SOFT_MAXIMUM = 32  # several values with a lower maximum are labels, not soft edges
 _MAX_FLAT_SHARE = 0.25
 _MAX_NAMED_VALUES = 8
 

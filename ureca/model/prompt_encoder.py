@@ -20,9 +20,6 @@ from ureca.model.prepared import Region, RegionPreparation
 from ureca.model.processing import UrecaProcessor
 from ureca.model.region_memory import values_per_token
 
-_MAX_MASK_VALUES = 2**25
-"""Pixels of mask tiles that are encoded in one call of the mask encoder; regions with more take several calls."""
-
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -61,7 +58,7 @@ def _concatenated(parts: Sequence[BaseModelOutputWithPooling]) -> BaseModelOutpu
         if isinstance(first, torch.Tensor):
             together[name] = torch.cat(values)
         else:
-            maps = zip(*values, strict=True)  # those of an encoder that keeps none are None
+            maps = zip(*values, strict=True)  # None for an encoder that keeps no maps
             together[name] = tuple(None if each[0] is None else torch.cat(each) for each in maps)
     return type(parts[0])(**together)
 
@@ -75,6 +72,8 @@ class PromptEncoder:
         preparation: preparation of the regions.
         cached_images: number of encoded images to keep, the most recently used; 0 keeps none.
         max_cached_bytes: bytes that the kept images may take together with the one that is being encoded; None: any.
+        max_mask_values: pixels of mask tiles that are encoded in one call of the mask encoder; regions with more take
+            several calls.
     """
 
     def __init__(
@@ -85,15 +84,17 @@ class PromptEncoder:
         *,
         cached_images: int,
         max_cached_bytes: int | None = None,
+        max_mask_values: int = 2**25,
     ) -> None:
         self._model = model
         self._processor = processor
         self._preparation = preparation
         self._max_cached = cached_images
         self.max_cached_bytes = max_cached_bytes
+        self.max_mask_values = max_mask_values
         self._cached: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._cached_bytes = 0
-        self._shown_bytes_per_tile = 0  # of the last image
+        self._shown_bytes_per_tile = 0  # as of the last encoded image
         self._bytes_per_token = values_per_token(model.config.text_config) * model.dtype.itemsize
 
     @property
@@ -183,7 +184,7 @@ class PromptEncoder:
         start = 0
         while start < len(regions):
             end, num_values = start, 0
-            while end < len(regions) and (end == start or num_values < _MAX_MASK_VALUES):
+            while end < len(regions) and (end == start or num_values < self.max_mask_values):
                 image, index, _ = regions[end]
                 tiles = image.mask_of(index)
                 num_values += 0 if tiles is None else tiles.num_values

@@ -245,7 +245,7 @@ class RegionBatch(Generic[Key]):
             lack = DataError(OUT_OF_MEMORY, f"one region needs more memory than there is: {message}")
             self._failed.append(FinishedRegion(together.pop().key, "", 0, "error", 0, lack))
         elif together:
-            together[0].failed_alone = True  # beside encoded images, which have been dropped
+            together[0].failed_alone = True  # encoded images were beside it; they have been dropped
         self._deferred.extendleft(reversed(together))
 
     def unfinished(self, is_wanted: Callable[[Key], bool]) -> Iterator[FinishedRegion[Key]]:

@@ -124,7 +124,7 @@ def status_text(status: Status) -> str:
         progress = f"{status.num_done} of {status.num_total} done ({status.num_done / status.num_total:.1%})"
     rows = [("state", states.get(status.state, status.state)), (status.counted, progress)]
     if status.num_failed is not None:
-        rows.append(("failed", f"{quantity(status.num_failed, 'image' if status.counted == 'images' else 'sample')}"))
+        rows.append(("failed", quantity(status.num_failed, "image" if status.counted == "images" else "sample")))
         failures = sorted((status.failures or {}).items(), key=lambda item: (-item[1], item[0]))
         for index, (kind, number) in enumerate(failures[:_KINDS_SHOWN]):
             message = f": {status.messages[kind]}" if kind in status.messages else ""
@@ -141,7 +141,7 @@ def status_text(status: Status) -> str:
     for name, counts in (("skipped", status.skipped), ("annotations", status.annotation_notes)):
         listed = sorted((counts or {}).items(), key=lambda item: (-item[1], item[0]))
         rows += [("" if index else name, f"{number} x {kind}") for index, (kind, number) in enumerate(listed)]
-    if status.rate_per_s:  # a session that found nothing to do has none worth a line
+    if status.rate_per_s:  # 0 for a session that found nothing to do
         rows.append(("rate", f"{status.rate_per_s:.2f} {status.counted}/s in the last session"))
     if status.state == "running":
         rows.append(("ETA", "unknown" if status.left_s is None else duration(status.left_s)))

@@ -39,7 +39,7 @@ LENGTH_EDGES = (0, 1, 3, 6, 9, 12, 16, 20, 25, 30, 40, 60)
 _MAX_DEPTH = 32
 _MAX_CATEGORIES = 200
 _NUM_CACHED_RESULTS = 8
-_VERSION = 1  # of the index files
+_VERSION = 1  # of the index files; raise it with every change of their columns
 _FINGERPRINT = b"ureca.view"
 
 _COLUMNS = pa.schema(
@@ -452,7 +452,7 @@ def _regions_of_part(output: Output, path: str) -> tuple[npt.NDArray[np.int64], 
     height, width = (table[side].cast(pa.float64()).fill_null(0).to_numpy() for side in ("height", "width"))
     image_area_px = np.maximum(height * width, 1)
     caption = column("caption", pa.string())
-    if "references" in fields:  # of a benchmark: the first reference
+    if "references" in fields:  # a benchmark: show the first reference of each region
         references = pc.struct_field(structs, "references")
         lengths = pc.list_value_length(references).fill_null(0).to_numpy(zero_copy_only=False)
         first = [texts[0].as_py() if length else None for texts, length in zip(references, lengths, strict=True)]

@@ -16,8 +16,8 @@ _SMALL_SHARE = 0.25
 _MAX_SMALL = 1 / 8
 """Largest part of its share that a small image takes."""
 
-_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20  # of glibc's mallopt
-_MIN_CPU_S = 0.02  # since the last time; a process that has done less has nothing to return
+_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20  # parameter of glibc's mallopt, and its value
+_MIN_CPU_S = 0.02  # a process that has used less since the last return has nothing to return
 
 
 def return_freed_memory(trim_period_s: float = 5.0) -> None:

@@ -102,7 +102,7 @@ class RuleBasedEngine(StreamingCaptioner):
             if masks is None:
                 try:
                     masks = self._generator.generate(pixels)
-                except DataError:  # of a shape that cannot be segmented: the regions of the request remain
+                except DataError:  # the image cannot be segmented: only the regions of the request are described
                     masks = []
             self._cache[key] = self._describe_all(pixels, masks)
         self._cache.move_to_end(key)

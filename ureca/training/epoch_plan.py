@@ -282,7 +282,7 @@ def _cut_micro_batches(num_tokens: Indices, settings: MicroBatchSettings, *, is_
         Index of the first group of each micro-batch, and the number of groups in them.
     """
     num_groups, max_tokens, most = len(num_tokens), settings.max_tokens_per_device, settings.images_per_device
-    end = num_groups if is_last else num_groups - most + 1  # behind the last group that may begin a micro-batch
+    end = num_groups if is_last else num_groups - most + 1  # end of the groups that may begin a micro-batch
     starts = np.arange(0, max(0, end), most)
     aligned = np.arange(0, num_groups, most)
     if max_tokens is not None and num_groups and (np.add.reduceat(num_tokens, aligned) > max_tokens).any():

@@ -37,8 +37,10 @@ from ureca.wording import quantity
 IMAGES_PER_FILE = 4096
 IMAGES_PER_ROW_GROUP = 16
 """Few, because a step reads images from all over the index."""
-_OPEN_FILES = 64
-_COUNTS_PER_BATCH = 1 << 14
+MAX_OPEN_FILES = 64
+"""Files of the index that a reader keeps open."""
+COUNTS_PER_BATCH = 1 << 14
+"""Images whose counts are in memory at once while they are mapped."""
 
 _REGION = pa.struct(
     [
@@ -273,7 +275,7 @@ class TrainingIndex:
         if file is None:
             path = f"{self._folder}/{images_file(number)}"
             file = pq.ParquetFile(self._filesystem.open_input_file(path), pre_buffer=True)
-            if len(self._files) >= _OPEN_FILES:
+            if len(self._files) >= MAX_OPEN_FILES:
                 self._files.popitem(last=False)[1].close(force=True)
         self._files[number] = file
         return file.read_row_group(group % groups_per_file)
@@ -290,7 +292,7 @@ def map_counts(counts: pq.ParquetFile, folder: Path) -> SampleCosts:
             ("image_keys", np.uint64),
         )
     )
-    for batch in counts.iter_batches(batch_size=_COUNTS_PER_BATCH):
+    for batch in counts.iter_batches(batch_size=COUNTS_PER_BATCH):
         tokens = batch["text_tokens"]
         lengths = tokens.value_lengths().to_numpy()
         first_regions.append(len(text_tokens) + np.cumsum(lengths, dtype=np.int64) - lengths)

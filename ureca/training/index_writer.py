@@ -37,7 +37,8 @@ from ureca.training.index import (
 )
 from ureca.training.token_costs import TextTokens
 
-_COUNTS_PER_ROW_GROUP = 1 << 16
+COUNTS_PER_ROW_GROUP = 1 << 16
+"""Images whose counts are kept in memory until they are written."""
 _CONTENT = ("image_id", "height", "width", "regions")
 
 
@@ -173,7 +174,7 @@ class IndexWriter:
             self.num_regions += len(measured.text_tokens)
             if len(self._pending) == IMAGES_PER_ROW_GROUP:
                 self._flush()
-            if len(self._keys) == _COUNTS_PER_ROW_GROUP:
+            if len(self._keys) == COUNTS_PER_ROW_GROUP:
                 self._flush_counts()
 
     def _flush(self) -> None:
@@ -199,7 +200,7 @@ class IndexWriter:
             _lists(self._tiles, [len(self._tiles) // num_images] * num_images, pa.uint8()),
             _lists(self._tokens, self._regions_of_images, pa.int32()),
         ]
-        self._counts.write_table(pa.table(columns, schema=COUNTS), row_group_size=_COUNTS_PER_ROW_GROUP)
+        self._counts.write_table(pa.table(columns, schema=COUNTS), row_group_size=COUNTS_PER_ROW_GROUP)
         self._begin_counts()
 
 

@@ -29,9 +29,9 @@ from ureca.masks.views import Views
 _MAX_PART_GROUPS = 4
 _CLEAR = 2.0
 """Times the tolerance by which all others differ where one axis is enough: readers estimate fractions roughly."""
-_WIDE = 0.25  # of the image, from which a place of a region is said of its centre
-_MOST = 0.55  # of the image, from which the location says that the region covers most of it
-_NOTABLE = 0.05  # of the image, from which an extent is worth saying even if it distinguishes nothing
+_WIDE_FRACTION = 0.25  # of the image's side: the location of a wider region is that of its centre
+_MOST_FRACTION = 0.55  # of the image's area: the location says that a larger region covers most of it
+_NOTABLE_FRACTION = 0.05  # of the image's area: the extent of a larger region is stated in any case
 
 
 class Captions:
@@ -165,16 +165,16 @@ class Captions:
         stated = extent(own.covered)
         if stated is not None:
             of_that_extent = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
-            is_notable = own.covered >= _NOTABLE
+            is_notable = own.covered >= _NOTABLE_FRACTION
             if not is_notable and (of_that_extent == others or self._place_among(id, others) is not None):
                 stated = None
             else:
                 others = of_that_extent
         # A location such as "covering most of" says the extent.
-        words = "" if stated is None or own.covered >= _MOST else f", filling about {stated} of the image"
+        words = "" if stated is None or own.covered >= _MOST_FRACTION else f", filling about {stated} of the image"
         if not others:
             return words
-        is_wide = max(own.width, own.height) > _WIDE
+        is_wide = max(own.width, own.height) > _WIDE_FRACTION
         place = self._place_among(id, others) or list(points(own))[-1]
         return f"{words}, {'centred ' if is_wide else ''}{place}"
 

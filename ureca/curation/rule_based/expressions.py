@@ -207,8 +207,8 @@ _ALWAYS = ("colour", "colours", "texture", "size", "location_in_image")
 _LOW_COUNT, _EASY_COUNT, _LONGEST_COUNT = 3, 5, 12
 _FIRST = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "lowest"}
 _CLEAR_AREA_RATIO = 1.25
-_CLEAR_LIGHTNESS = 0.06  # OKLab
-_CLEAR_DISTANCE = 0.01  # of the image's width or height
+_CLEAR_LIGHTNESS = 0.06  # difference in OKLab that a reader sees
+_CLEAR_DISTANCE_FRACTION = 0.01  # of the image's width or height
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +375,7 @@ class Distinction:
                 (self._measured[other].centre_xy_px[axis] - self._measured[id].centre_xy_px[axis]) / self._size_px[axis]
                 for other in others
             ]
-            if min(abs(step) for step in steps) >= _CLEAR_DISTANCE:
+            if min(abs(step) for step in steps) >= _CLEAR_DISTANCE_FRACTION:
                 before = sum(step < 0 for step in steps)
                 ranks += [(before + 1, near), (len(steps) - before + 1, far)]
         rank, side = min(ranks, key=lambda ranked: ranked[0], default=(longest_count + 1, ""))

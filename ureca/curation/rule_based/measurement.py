@@ -268,7 +268,7 @@ def within_it(location: str) -> str:
     return location.removesuffix(" of").replace(" the ", " its ") if " the " in location else f"{location} it"
 
 
-_MAIN_PART = 0.55  # of a region, from which a part covers most of it
+_MAIN_PART_FRACTION = 0.55  # of a region's area, from which a part covers most of it
 _MAX_BLOCK_PX = 8
 _SIDE_PX = 128
 """Longest side at which a region is measured, enough for colour, texture and outline."""
@@ -335,7 +335,7 @@ def parts_of(id: int, measured: Mapping[int, Measurement]) -> list[int]:
             continue
         own, its = (name_colours(measured[each].colours) for each in (id, part))
         looks_like_it = own[0].split()[-1] == its[0].split()[-1] or set(own) == set(its)
-        covers_most = measured[part].shape.area_px >= _MAIN_PART * measured[id].shape.area_px
+        covers_most = measured[part].shape.area_px >= _MAIN_PART_FRACTION * measured[id].shape.area_px
         if looks_like_it and covers_most and measured[part].category is None:
             waiting.extend(measured[part].child_ids)
         else:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 NUM_LINES = 48
 """Rows, and columns, of the image along which regions are compared."""
 
-_MAX_REGIONS = 600  # whose pairs are compared; the cost grows with their square
+_MAX_REGIONS = 600  # regions of which all pairs are compared; the cost grows with their square
 DIRECTIONS = ("left of", "right of", "above", "below")
 
 

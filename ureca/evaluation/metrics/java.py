@@ -128,9 +128,9 @@ def on_one_line(text: str) -> str:
 
 
 _METEOR_JAR = "meteor-1.5.jar"
-_STAGES = 4  # exact, stem, synonym, paraphrase
+_STAGES = 4  # matches of METEOR: exact, stem, synonym, paraphrase
 _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
-_CONTENT_WEIGHTS = np.array([0.75, 0.25])  # of content words, and of function words
+_CONTENT_WEIGHTS = np.array([0.75, 0.25])  # content words, function words
 _RECALL_WEIGHT, _PENALTY_EXPONENT, _PENALTY_WEIGHT = 0.85, 0.2, 0.6
 """Alpha, beta and gamma of the paper; the content weight is its delta."""
 

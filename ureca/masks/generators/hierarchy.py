@@ -25,14 +25,14 @@ Ints = npt.NDArray[np.int64]
 
 NUM_HISTOGRAMS = 5  # lightness, green-red, blue-yellow, and texture at two scales
 
-_LAB_UNIT = 25.0  # a difference in Lab that counts as 1: between clearly different colours
+_LAB_UNIT = 25.0  # difference in Lab that counts as 1: that of clearly different colours
 _LAB_SCALES_PX = (1.0, 2.0)
 _HISTOGRAM_SCALES_PX = (2.0, 4.0)
 _TEXTURE_SCALES_PX = (1.0, 2.0)
 _MAX_LOG_TEXTURE = 2.5  # log(1 + gradient of lightness a scale); the strongest textures of photographs reach it
 _MINIMUM_WINDOW_PX = 5
 _SIZE_EXPONENT = 0.75
-_MIN_STRENGTH = 1e-3  # of a boundary; far below that of mere noise
+_MIN_STRENGTH = 1e-3  # smallest strength of a boundary; far below that of noise
 
 
 def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

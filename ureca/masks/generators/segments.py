@@ -32,11 +32,11 @@ from ureca.masks.generators.settings import SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
 
-_SMOOTHING_PX = 0.8  # of the reduced copy: rounds off the stairs of its pixels, keeps lines one pixel wide
-_SMALL_PX = 65536  # pixels to which smaller images are enlarged
+_SMOOTHING_PX = 0.8  # pixels of the reduced copy: smooths its jagged edges and keeps lines one pixel wide
+_SMALL_PX = 65536  # area in pixels to which smaller images are enlarged
 _MAX_ENLARGEMENT = 8
-_MARGIN_PX = 4  # the smoothing does not reach further
-_MIN_AREA_FRACTION = 0.001  # of the image, where the settings state none
+_MARGIN_PX = 4  # reach of the smoothing
+_MIN_AREA_FRACTION = 0.001  # fraction of the image, where the settings state no minimum
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are exclusive."""
@@ -145,7 +145,7 @@ def _distinct(
         settings: largest IoU and number.
     """
     kept: set[int] = set()
-    too_close: set[int] = set()  # above a node that is kept
+    too_close: set[int] = set()  # ancestors of kept nodes that nearly equal them
     selected: list[int] = []
     for node in nodes:
         if len(selected) == settings.max_masks:
