@@ -12,7 +12,7 @@ from ureca.data.corrections import Correction, Journal
 from ureca.data.manifest import MANIFEST
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.report.view_index import Query, ViewIndex, open_index
+from ureca.report.view_index import Query, ViewIndex, build_tables, open_index
 
 STATUSES = ("ok", "ok", "ok", "skipped:small", "failed:caption:timeout")
 VERDICTS = ("accepted", "self_checked", "rejected", "unchecked")
@@ -187,3 +187,16 @@ def test_index_shows_corrections_of_the_journal_and_of_the_session(tmp_path: Pat
     assert found(index, rejected, version=2) == before
     index.correct(int(position), decide(first, "restore"))
     assert found(index, {"text": "dragon"}, version=1) == []
+
+
+def test_tables_of_a_run_that_ends_parts_meanwhile_are_those_of_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = write_run(tmp_path / "run")
+    done = output.done_partitions()
+    listings = iter([done[:1], done[:2]])
+    monkeypatch.setattr(Output, "done_partitions", lambda self: next(listings, done))
+    _, images = build_tables(output)
+    assert set(images["partition"].to_pylist()) == set(done[:1])
+    _, images = build_tables(output)
+    assert set(images["partition"].to_pylist()) == set(done[:2])

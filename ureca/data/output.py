@@ -277,7 +277,7 @@ class Output:
 
         A power cut, a full quota or a copy that was interrupted leaves such files; they count as not done.
         """
-        parts = {number: self._part(number) for number in self.done_partitions()}
+        parts = self.parts()
 
         def is_damaged(part: str) -> bool:
             try:
@@ -423,9 +423,13 @@ class Output:
         rows: list[dict[str, Any]] = io.read_table(self.filesystem, self._part(partition)).to_pylist()
         return rows
 
+    def parts(self) -> dict[int, str]:
+        """Return the files of the finished partitions, as names in the file system, by their number."""
+        return {partition: self._part(partition) for partition in self.done_partitions()}
+
     def part_files(self) -> list[str]:
         """List the files of the finished partitions, as names in the file system."""
-        return [self._part(partition) for partition in self.done_partitions()]
+        return list(self.parts().values())
 
     def region_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows in the schema ``REGIONS``, converted from captions or a benchmark."""

@@ -395,7 +395,7 @@ def build_tables(output: Output) -> tuple[pa.Table, pa.Table]:
     """Gather the columns of all regions and of their images from the files of a run; masks are not read."""
     regions, images = [], []
     num_images = 0
-    for partition, path in zip(output.done_partitions(), output.part_files(), strict=True):
+    for partition, path in output.parts().items():
         row_of_region, region_table, ids = _regions_of_part(output, path)
         has_regions = np.unique(row_of_region)
         numbers = np.full(len(ids), -1, np.int32)

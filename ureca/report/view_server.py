@@ -114,7 +114,7 @@ class RunView:
         self.is_writable = bool(location.is_local)
         self._journal = Journal(Path(location.name)) if self.is_writable else None
         self._title = output.path.rstrip("/").rpartition("/")[2] or output.path
-        self._paths = dict(zip(output.done_partitions(), output.part_files(), strict=True))
+        self._paths = output.parts()
         self._chunks: dict[int, tuple[str, int]] | None = None
         self._cache: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
