@@ -95,7 +95,9 @@ _MARKS = tuple(
         r"left|right|"
         r"inside)\b)",
         rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered(?!{_WITH_BORDERS})|marked|boxed|highlighted)\b|"
-        rf"\b{_MARK_COLOUR} outlines?\b",
+        rf"\b{_MARK_COLOUR} outlines?\b|\b{_MARK_COLOUR}-(?:lined|edged|framed|contoured) (?:object|region|area|item|"
+        rf"thing|part|"
+        r"section|portion|subject)\b",
         # "with a blue ring around it"
         rf"\b{_MARK_COLOUR} (?:\w+ )?(?:{_LINE}(?<!s)|boxes|contours|outlines|lines) (?:drawn |that goes |going |is )?"
         r"(?:around|surrounding|encircling|enclosing|outlining|marking|highlighting)\b"
@@ -197,6 +199,8 @@ _BLUR = tuple(
         r"s)\b",
         r"\b(?:rest|remainder) of the (?:image|picture|photo|photograph|view|scene|frame) (?:is|being|was|has|"
         r"(?:\w+ly )?(?:blurred|blurry|out of focus|gr[ae]yed|faded|hidden|masked))\b",
+        r"\b(?:everything|all) (?:but|except|apart from|other than|beyond) (?:[\w-]+ ){1,4}(?:is|was|has been|being) "
+        r"(?:\w+ly )?(?:blurred|blurry|out of focus|gr[ae]yed|faded|hidden|masked)\b",
         r"\b(?:the rest|all else|everything else)(?: is| being| are| was)? (?:\w+ly )?(?:blurred|blurry|out of focus|"
         r"gr[ae]yed|faded)\b",
         r"\b(?:image|picture|photo|photograph|scene|view) (?:is|was|has been|appears) (?:\w+ )?(?:blurred|blurry|"
@@ -212,8 +216,10 @@ _PICTURE = tuple(
     for pattern in (
         r"\bclose[- ]?up (?:view|shot|image|photo|photograph|picture|crop|look|of)\b|\bzoomed[- ]in\b|"
         r"^\W*(?:an? )?(?:extreme )?close[- ]?up\b|\b(?:in|as) (?:an? )?(?:extreme )?close[- ]?up\b",
-        r"^\W*(?:the|this) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|snippet|"
-        r"screenshot)s? (?:shows?|depicts?|displays?|features?|contains?|captures?|presents?|provides?|"
+        r"^\W*(?:the|this) (?:(?!framed|hanging|printed|painted|oil|wall|mounted)\w+ )?(?:image|photo|photograph|"
+        r"picture|crop|"
+        r"view|snippet|screenshot|scene)s? (?:shows?|depicts?|displays?|features?|contains?|captures?|presents?|"
+        r"provides?|"
         r"illustrates?|reveals?|focuses|is (?:of|a)|are|appears?)\b",
         r"^\W*(?:the|this) (?:image|photo|photograph|picture|crop) (?:is|was|has been) (?:\w+ )?(?:divided|split|"
         r"cropped|taken|"
@@ -293,7 +299,8 @@ _META = tuple(
         r" will| do| don't| need)\b(?! (?:class|century|era|style)\b)",
         r"\bhere(?:'s| is| are) (?:the|a|an|my|your|one) (?:\w+[ -]){0,4}(?:captions?|descriptions?|"
         r"sentences?|answers?|paragraphs?|versions?)\b",
-        r"^\W*(?:sure|certainly|of course|okay|ok|absolutely|great|yes)[,!.] ",
+        r"^\W*(?:sure|certainly|of course|okay|ok|absolutely|great|yes)[,!.] |^\W*(?:here|there) (?:you go|it is|"
+        r"you are)\b",
         r"\b(?:based on|according to|given|as described in|combining|from) (?:the|these|those|your|its|"
         r"all) (?:\w+ ){0,3}(?:captions?|descriptions?|information|prompts?|instructions?|"
         r"details provided|views?|images?)\b",
@@ -341,6 +348,7 @@ _HEDGES = re.compile(
     r"|\b(?:this|that|it|which) (?:is|are) not (?:very |entirely |quite )?clear\b"
     r"|\b(?:low|poor) (?:image )?(?:resolution|quality)\b|\bor something else\b|\bsomething that (?:cannot|can't|"
     r"could)\b"
+    r"|^\W*(?:not (?:quite |entirely |really )?(?:sure|certain)|(?:maybe|perhaps|possibly|probably) (?:an?|the|some))\b"
     r"|^\W*(?:it )?(?:could|might|may) be\b|^\W*(?:it )?(?:appears|seems) to be (?:some|something)\b"
     r"|\b(?:not sure|unsure|uncertain) (?:what|if|whether|which|but|about)\b|\bnot (?:enough|"
     r"sufficient) (?:\w+ )?(?:information|detail|context)\b|\binsufficient (?:\w+ )?(?:information|"
@@ -451,8 +459,9 @@ _REFERS_TO_MADE = re.compile(
 _SUIT = re.compile(r"^ of (?:hearts|spades|clubs|diamonds)\b", re.IGNORECASE)
 _PRINTED_ON = re.compile(
     rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
-    r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:\w+ )?(?:jersey|bib|shirt|vest|"
-    r"singlet|"
+    r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:[\w-]+'s )?(?:\w+ )?(?:jersey|bib|"
+    r"shirt|vest|"
+    r"singlet|dial|clock|watch|keypad|keyboard|calendar|ruler|scale|scoreboard|dartboard|"
     r"back|chest|helmet|cap|uniform|kit|side|front|tail|wing|hood|roof|bonnet|door|plate|sail|hull|sleeve|shorts|ball|"
     r"sign|face|cover|spine|banner|flag|label|tag|fin|nose|cab|saddle|cloth)\b",
     re.IGNORECASE,
@@ -620,7 +629,8 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
         if re.search(r"(?:[A-Za-z]+ #?|#|\(|\[|^)$", before):
             return f"{' '.join(before.split()[-2:])} {found[0]}".strip()
     named = re.search(
-        r"\b(?:indices|index (?:number|zero|one|two|three)|number zero|(?:object|region|item|candidate|"
+        r"^\W*(?:the )?(?!ground)\w+ zero\b(?! gravity)|\b(?:indices|index (?:number|zero|one|two|three)|number zero|"
+        r"(?:object|region|item|candidate|"
         r"coin|one) (?:number )?(?:zero|one|two|three|four)(?=[ ,.]|$))\b(?! of\b)",
         text,
         re.IGNORECASE,
@@ -656,8 +666,8 @@ def _contrast_of_marks(text: str) -> str | None:
     """Two things told apart by the colours of their outlines, also where one alone could be painted so."""
     found = re.findall(
         rf"\b(?:outlined|circled|encircled|highlighted|boxed) in ({_MARK_COLOUR})\b", text, re.IGNORECASE
-    )
-    return f"outlined in {found[0]} ... {found[1]}" if len({colour.lower() for colour in found}) > 1 else None
+    ) or re.findall(rf"\bwith (?:an? |the )?({_MARK_COLOUR}) (?:and \w+ )?(?:lines?|contours?)\b", text, re.IGNORECASE)
+    return f"{found[0]} ... {found[1]}" if len({colour.lower() for colour in found}) > 1 else None
 
 
 def _repetition(text: str) -> str | None:
