@@ -482,7 +482,8 @@ def read_bytes(filesystem: pafs.FileSystem, path: str, num_attempts: int = 5) ->
         try:
             with filesystem.open_input_stream(path) as stream:
                 data: bytes = stream.read()
-            if filesystem.get_file_info(path).size == len(data):
+            # An open local file stays what it was; it may only have grown.
+            if isinstance(filesystem, pafs.LocalFileSystem) or filesystem.get_file_info(path).size == len(data):
                 return data
         except OSError as error:
             if attempt == num_attempts - 1 or isinstance(error, _LASTING_ERRORS):
