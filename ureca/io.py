@@ -461,32 +461,38 @@ def write_bytes(
         stream.write(data)
 
 
-def read_bytes(filesystem: pafs.FileSystem, path: str, num_attempts: int = 5) -> bytes:
+def read_parsed(
+    filesystem: pafs.FileSystem, path: str, parse: Callable[[bytes], Content], num_attempts: int = 5
+) -> Content:
     """Read a small file that other processes may replace or delete meanwhile; stores that are busy are read again.
 
     Arrow asks an object store for the size first and then for that many bytes: an object that is deleted in between
-    raises an unspecific error, and one that is replaced in between is cut or padded with zeros.
+    raises an unspecific error, and one that is replaced in between is cut or padded with zeros. Some network file
+    systems show a file that is half written. On a local disk files appear whole.
 
     Args:
         filesystem: Arrow file system.
         path: name of the file within it.
+        parse: function that parses the content; a ``ValueError`` of it counts as a failed attempt.
         num_attempts: number of attempts, at least 1, with increasing waits between them.
 
     Raises:
         FileNotFoundError: the file does not exist, or no longer.
         OSError: the file cannot be read, or was replaced at each attempt.
+        ValueError: the content cannot be parsed.
     """
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    lasting_errors = (*_LASTING_ERRORS, ValueError) if is_local else _LASTING_ERRORS
     for attempt in range(num_attempts):
         if attempt:
             time.sleep(_INITIAL_BACKOFF_S * 2 ** (attempt - 1))
         try:
             with filesystem.open_input_stream(path) as stream:
                 data: bytes = stream.read()
-            # An open local file stays what it was; it may only have grown.
-            if isinstance(filesystem, pafs.LocalFileSystem) or filesystem.get_file_info(path).size == len(data):
-                return data
-        except OSError as error:
-            if attempt == num_attempts - 1 or isinstance(error, _LASTING_ERRORS):
+            if is_local or filesystem.get_file_info(path).size == len(data):
+                return parse(data)
+        except (OSError, ValueError) as error:
+            if attempt == num_attempts - 1 or isinstance(error, lasting_errors):
                 raise
             logger.info("%s cannot be read: %s; it is read again", path, error)
     raise OSError(f"{path} was replaced at each attempt to read it")

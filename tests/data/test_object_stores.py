@@ -1,5 +1,6 @@
 """Outputs in object stores: objects that are whole or absent, whatever happens to who writes them."""
 
+import json
 import signal
 import threading
 import time
@@ -100,21 +101,21 @@ class ChangingFilesystem:
 
 
 @pytest.mark.parametrize("content", [b"short", b"more than it was"])
-def test_read_bytes_of_an_object_that_is_replaced_meanwhile_is_the_new_one(store: Store, content: bytes) -> None:
+def test_read_parsed_of_an_object_that_is_replaced_meanwhile_is_the_new_one(store: Store, content: bytes) -> None:
     place = locate(store.uri("replaced"))
     store.put("replaced", b"as it was")
     filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: store.put("replaced", content)])
-    assert io.read_bytes(filesystem, place.name) == content
+    assert io.read_parsed(filesystem, place.name, bytes) == content
 
 
-def test_read_bytes_of_an_object_that_is_replaced_at_each_attempt_is_an_error(store: Store) -> None:
+def test_read_parsed_of_an_object_that_is_replaced_at_each_attempt_is_an_error(store: Store) -> None:
     place = locate(store.uri("unsteady"))
     store.put("unsteady", b"")
     filesystem: Any = ChangingFilesystem(
         place.filesystem, [lambda length=length: store.put("unsteady", b"x" * length) for length in (1, 2)]
     )
     with pytest.raises(OSError, match="unsteady was replaced at each attempt"):
-        io.read_bytes(filesystem, place.name, num_attempts=2)
+        io.read_parsed(filesystem, place.name, bytes, num_attempts=2)
 
 
 def parquet(*values: str) -> bytes:
@@ -153,6 +154,22 @@ def test_damaged_parts_are_none_where_parts_are_replaced_or_removed_meanwhile(
     change = (lambda: store_filesystem.delete_file(path)) if after is None else (lambda: store.put(name, after))
     output.filesystem = cast("Any", ChangingFilesystem(store_filesystem, [change]))
     assert output.damaged_parts() == {}
+
+
+def test_read_parsed_of_a_half_written_file_is_the_whole_one_unless_it_is_on_a_local_disk(
+    store: Store, tmp_path: Path
+) -> None:
+    place = locate(store.uri("half"))
+    store.put("half", b"[1, 2")
+
+    def parse(data: bytes) -> Any:
+        store.put("half", b"[1, 2]")
+        return json.loads(data)
+
+    assert io.read_parsed(place.filesystem, place.name, parse) == [1, 2]
+    (tmp_path / "half").write_bytes(b"[1, 2")
+    with pytest.raises(ValueError, match="Expecting"):
+        io.read_parsed(pafs.LocalFileSystem(), str(tmp_path / "half"), json.loads)
 
 
 def test_crash_log_of_a_marker_that_is_deleted_meanwhile_leaves_it_out(store: Store) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ureca.errors import OutputError
-from ureca.io import locate, read_bytes
+from ureca.io import locate, read_parsed
 from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def read_journal(path: str) -> Iterator[Correction]:
     location = locate(path)
     name = f"{location.name}/{CORRECTIONS}"
     try:
-        lines = read_bytes(location.filesystem, name).split(b"\n")
+        lines = read_parsed(location.filesystem, name, lambda data: data.split(b"\n"))
     except FileNotFoundError:
         return
     except OSError as error:

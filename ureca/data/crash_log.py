@@ -171,7 +171,7 @@ class CrashLog:
 
     def _read(self, marker: str) -> list[str]:
         try:
-            return io.read_bytes(self._filesystem, marker).decode().split()
+            return io.read_parsed(self._filesystem, marker, lambda data: data.decode().split())
         except FileNotFoundError:  # its process has no items in progress any more
             return []
 

@@ -206,7 +206,7 @@ class LeaseFile:
 
     def _read(self, num_attempts: int = 1) -> _LeaseRecord | None:
         try:
-            return _LeaseRecord.model_validate_json(io.read_bytes(self._filesystem, self._path, num_attempts))
+            return io.read_parsed(self._filesystem, self._path, _LeaseRecord.model_validate_json, num_attempts)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:

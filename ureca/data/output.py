@@ -397,7 +397,7 @@ class Output:
             OutputError: it does not exist, or cannot be read.
         """
         try:
-            run = json.loads(io.read_bytes(self.filesystem, f"{self._folder}/{_RUN}"))
+            run = io.read_parsed(self.filesystem, f"{self._folder}/{_RUN}", json.loads)
         except (FileNotFoundError, NotADirectoryError) as error:
             found = self.filesystem.get_file_info(self._folder)
             reason = (

@@ -19,7 +19,7 @@ from ureca.data.listing import named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
-from ureca.io import Location, below, locate, read_bytes
+from ureca.io import Location, below, locate, read_parsed
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, DATASETS
 from ureca.wording import duration, quantity
 
@@ -286,7 +286,7 @@ def _json_lines(location: Location, name: str) -> Iterator[dict[str, Any]]:
     """Yield the complete lines of a JSONL file; none if there is no file."""
     path = f"{location.name}/{name}"
     try:
-        text = read_bytes(location.filesystem, path).decode()
+        text = read_parsed(location.filesystem, path, bytes.decode)
     except FileNotFoundError:
         return
     lines = text.split("\n")

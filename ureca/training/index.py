@@ -197,7 +197,7 @@ class TrainingIndex:
         self._filesystem, self._folder = location.filesystem, location.name
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         try:
-            self.info = IndexInfo.model_validate_json(io.read_bytes(self._filesystem, f"{self._folder}/index.json"))
+            self.info = io.read_parsed(self._filesystem, f"{self._folder}/index.json", IndexInfo.model_validate_json)
         except FileNotFoundError as error:
             raise OutputError(f"{path} holds no index: there is no index.json") from error
         except OSError as error:
