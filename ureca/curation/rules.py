@@ -84,7 +84,8 @@ _MARKS = tuple(
         # "outlined in blue", "surrounded by a thin yellow line"; not "surrounded by green grass"
         rf"\b{_DRAWN} (?:\w+ly )?(?:in|by|with|within|inside|using) (?:(?:a|an|the|its) )?(?:(?:thin|thick|"
         rf"bold|faint|narrow) ){{0,3}}{_MARK_COLOUR}"
-        rf"(?: (?:thin |thick |solid |dashed )*{_LINE}\b|(?=\s*(?:[.,;:!?)]|$|and\b|or\b|is\b|"
+        rf"(?: (?:thin |thick |solid |dashed )*{_LINE}\b|(?=\s*(?:[.,;:!?)]|$|(?:and|or)\b(?! (?:\w+ )?(?:yellow|"
+        rf"blue|red|orange|green|purple|pink|white|black|gold) \w+)|is\b|"
         rf"on (?!all\b|both\b|each\b|every\b)|in\b|at\b|near\b|from\b|stands?\b|that\b|which\b)))",
         # "highlighted in yellow"; not "outlined in blue ink"
         rf"\b(?:outlined|circled|encircled|highlighted|delineated|boxed|marked) (?:\w+ly )?(?:in|by|"
@@ -133,7 +134,10 @@ _MARKS = tuple(
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) {_MARK_COLOUR} (?:contours?|outlines?|boundary|"
         rf"bounding box|polygon|mask|highlight)\b",
         rf"\b(?:inside|within) (?:a|an|the) {_MARK_COLOUR} marking\b",
-        rf"\b{_MARK_COLOUR} (?:contours?|bounding box(?:es)?)\b",
+        rf"\b{_MARK_COLOUR} (?:contours?|bounding box(?:es)?|polygons? around|outlining|highlighting)\b",
+        r"\b(?:has|have|had) been (?:\w+ly )?(?:outlined|highlighted|circled|annotated|segmented|masked|cropped|"
+        r"boxed)\b"
+        r"(?! (?:in|by|with) (?:black|white|brown|chalk|ink|paint|pencil|charcoal))",
         r"\bbounding box(?:es)?\b|\bcontour lines? (?:around|of the (?:region|object))\b|\b(?:the|its|"
         r"this|a) contour\b(?! of\b)",
         r"\b(?:the|this|that|an?) (?:selected|chosen|specified|queried) (?:area|region|object|part|portion|segment|"
@@ -182,8 +186,14 @@ _BLUR = tuple(
         r"removed|masked|faded|hidden)\b",
         r"\b(?:is|are|being|partially|heavily|slightly|completely|not) blurred (?:out|by|for)\b"
         r"(?!(?<=by) (?:[\w-]+ ){0,3}(?:speed|motion|movements?|spin\w*|rain\w*|wind|water|fog|mist|heat|steam|"
-        r"exposure|"
-        r"tears|vibration|turning|rotation|flight)\b)|\b(?:is|are|was) not blurred\b|"
+        r"exposure|tears|vibration|turning|rotation|flight)\b)|\b(?:is|are|was) not blurred\b|"
+        r"\bblurr(?:ed|y) (?:around|along|at|outside|beyond|towards?) (?:of )?(?:the|its|their) (?:\w+ )?(?:edges?|"
+        r"borders?|sides|outside|outline|rest|object|region)\b(?! (?:by|with|from)\b)|"
+        r"\b(?:remaining|surrounding|outer) (?:\w+ ){1,2}(?:is|are|being) (?:\w+ )?(?:blurred|blurry|out of "
+        r"focus|gr[ae]yed|faded)\b|"
+        r"\b(?:appears?|shown|placed|stands?|floats?) (?:alone|isolated|by itself) (?:on|in|against) an? (?:\w+ )?"
+        r"(?:gr[ae]y|white|black|blank|plain|empty|neutral|blurr(?:ed|y)) (?:\w+ )?(?:background|backdrop|canvas|"
+        r"space|void)\b|"
         r"\bblurred out\b|\bunblurred\b|\bthe blur\b|\bblur(?:ring)? effect\b",
         r"\b(?:on|against|in front of|over|with|upon) (?:an? |the )?(?:\w+ )?(?:plain|solid|uniform|blank|"
         r"neutral|flat|empty|featureless|monochrome|smooth)(?:[ ,-]+(?:plain|solid|light|dark|gr[ae]y|"
@@ -227,6 +237,7 @@ _PICTURE = tuple(
         r"^\W*(?:this|it|that) is (?:an?|the) (?:[\w-]+ ){0,2}(?:image|photo|photograph|picture|crop|view|shot|"
         r"screenshot) (?:of|showing|depicting)\b",
         r"^\W*(?:an? |(?=\w+ (?:image|view|shot|crop)\b))(?:cropped|partial|detailed|isolated|magnified|enlarged|"
+        r"zoomed|"
         r"blurred|full|high[- ]angle|low[- ]angle|side|front|rear|top|"
         r"aerial)? ?(?:image|view|shot|crop) (?:of|showing|depicting)\b",
         r"\bcropped (?:image|photo|picture|view|version|section|area|region|part)\b|\bthis crop\b|"
@@ -238,6 +249,10 @@ _PICTURE = tuple(
         r"located) (?:\w+ )?(?:in|on|by|within) (?:the|this) (?:image|photo|photograph|picture|crop|"
         r"view)\b(?! (?:frame|album|book|window|rail|on the wall))",
         r"\b(?:in|of|from) this (?:image|photo|photograph|picture|crop|view|frame)\b",
+        r"^\W*(?:image|snapshot|crop|shot|cut-?out) (?:of|showing|depicting)\b(?!.*\b(?:carved|painted|etched|"
+        r"engraved|woven|"
+        r"embroidered|printed|tattooed|screen)\b)|\b(?:snapshot|view|image|"
+        r"crop) of the region\b",
         # A photograph in the picture hangs or stands somewhere.
         r"^\W*an? (?:color |colour |digital )?(?:photo|photograph|picture) (?:of|showing)\b(?!.*\b(?:frames?|framed|"
         r"hang\w*|"
@@ -264,6 +279,16 @@ _WORN_MASK = (
 )
 """Words of a caption whose mask is one that people wear or hang on a wall."""
 
+_SHOWN_ON = re.compile(
+    r"\b(?:covers?|posters?|screens?|displays?|viewfinders?|monitors?|televisions?|tv|tablets?|phones?|billboards?|"
+    r"magazines?|"
+    r"pages?|paintings?|prints?|cards?|canvas(?:es)?|banners?|murals?) (?:(?:that|which) )?(?:with|of|shows?|showing|"
+    r"displays?|"
+    r"displaying|depicts?|depicting|featuring|bearing) (?:an? |the )?(?:[\w-]+ )?$",
+    re.IGNORECASE,
+)
+"""Words before those of a picture that is itself in the scene."""
+
 _META = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -273,7 +298,10 @@ _META = tuple(
         r"one[- ]sentence) )*(?:caption|description|answer|output|response|label|title|result|rewrite|"
         r"summary|note|target|region|object|candidate|mask|segment|instance)(?: (?:of|for) (?:the|"
         r"this) (?:\w+ )?\w+)?\s*(?:\d+ ?)?(?:[:\u2013\u2014=]|-+\s)",
-        r"^\W*(?:my|our|your|the) (?:(?:final|short|best|correct|right) )?(?:answer|description|response|output) "
+        r"^\W*(?:(?:the|a) )?(?:region|segment|mask|crop) (?:containing|showing|depicting|consisting|covering)\b|"
+        r"^\W*to (?:describe|caption|summari[sz]e)\b",
+        r"^\W*(?:my|our|your|the) (?:(?:final|short|best|correct|right) )?(?:answer|description|response|output|"
+        r"sentence) "
         r"(?:is|would be|could be|should be|reads)(?:\W+(?:an?|the|one|two|that|as follows)\b|:)",
         r"\b(?:suitable|possible|good|better|accurate|appropriate|fitting|concise) (?:caption|description)\b",
         r"\b(?:object|region|item|area|thing|element|part) in question\b|"
@@ -348,7 +376,8 @@ _HEDGES = re.compile(
     r"|\b(?:this|that|it|which) (?:is|are) not (?:very |entirely |quite )?clear\b"
     r"|\b(?:low|poor) (?:image )?(?:resolution|quality)\b|\bor something else\b|\bsomething that (?:cannot|can't|"
     r"could)\b"
-    r"|^\W*(?:not (?:quite |entirely |really )?(?:sure|certain)|(?:maybe|perhaps|possibly|probably) (?:an?|the|some))\b"
+    r"|^\W*(?:not (?:quite |entirely |really )?(?:sure|certain)|(?:maybe|perhaps|possibly|probably) (?:an?|the|"
+    r"some))\b|,? maybe (?:an?|some|the)\b"
     r"|^\W*(?:it )?(?:could|might|may) be\b|^\W*(?:it )?(?:appears|seems) to be (?:some|something)\b"
     r"|\b(?:not sure|unsure|uncertain) (?:what|if|whether|which|but|about)\b|\bnot (?:enough|"
     r"sufficient) (?:\w+ )?(?:information|detail|context)\b|\binsufficient (?:\w+ )?(?:information|"
@@ -364,6 +393,9 @@ _PLACEHOLDER = re.compile(
     r"no (?:caption|description|answer|text|object|region)(?: (?:is )?(?:available|provided|given|found|possible|"
     r"needed))?|"
     r"not applicable|insert .* here)\W*$"
+    r"|^\W*(?:an?|one|the|your) (?:short |single |detailed |brief )?(?:sentence|caption|description|"
+    r"paragraph) (?:describing|about|"
+    r"of|for|that) "
     r"|<(?:caption|description|answer|object|color|colour|text|region|name|noun|image|mask|attribute)s?>|"
     r"\[(?:insert|object|colou?r|description|caption|noun|name|attribute|text|your)\b[^\]]*\]|\{(?:object|"
     r"colou?r|description|caption|noun|name|attribute|text|answer|index)\}",
@@ -385,7 +417,7 @@ _GENERIC = re.compile(
 """Captions that would fit anything: "An object.", "A part of the image."."""
 
 JSON_IN_TEXT = re.compile(
-    r"[{\[]\s*\\?[\"']?[\w -]{1,60}\\?[\"']?\s*:|^\W*caption\W*[\"']\s*:|[\"']\s*\}\W*$", re.IGNORECASE
+    r"\{\s*\\?\"|[{\[]\s*\\?[\"']?[\w -]{1,60}\\?[\"']?\s*:|^\W*caption\W*[\"']\s*:|[\"']\s*\}\W*$", re.IGNORECASE
 )
 """A JSON object or a piece of one, such as of one whose end was doubled."""
 
@@ -456,7 +488,12 @@ _REFERS_TO_MADE = re.compile(
     re.IGNORECASE,
 )
 
-_SUIT = re.compile(r"^ of (?:hearts|spades|clubs|diamonds)\b", re.IGNORECASE)
+_NO_INDEX = re.compile(
+    r"^ (?:of (?:hearts|spades|clubs|diamonds)\b|(?:past|to) \d|"
+    r"(?:\w+ )?\w+s (?:below|above|from|behind|ahead|away|over|down|up|left|right|before|after)\b)",
+    re.IGNORECASE,
+)
+"""Words after a number of a playing card, a time, or a distance: "two rows below the top"."""
 _PRINTED_ON = re.compile(
     rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
     r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:[\w-]+'s )?(?:\w+ )?(?:jersey|bib|"
@@ -476,8 +513,9 @@ _PEOPLE = re.compile(
 )
 _NOT_PEOPLE = re.compile(
     r"(?:flower|paper|ladder|container|trailer|counter|corner|letter|poster|banner|tower|computer|monitor|"
-    r"mirror|door|roller|border|locker|drawer|dresser|counter|chandelier|planter|sticker|marker|cover|"
-    r"layer|water|river|feather|leather|lever|finger|shoulder|cooler|heater|printer|speaker|folder|binder|"
+    r"mirror|door|roller|border|(?<!b)locker|drawer|dresser|counter|chandelier|planter|sticker|marker|cover|"
+    r"(?<!p)layer|water|(?<!d)river|feather|leather|lever|finger|shoulder|cooler|heater|(?<!s)printer|speaker|folder|"
+    r"binder|"
     r"hanger|dispenser|washer|dryer|burner|blender|mixer|toaster|timer|meter|router|scooter|tractor|motor|"
     r"reactor|elevator|floor|color|number|member|saucer|platter|pitcher|tumbler|colander|strainer|cracker|"
     r"burger|pepper|cucumber|ginger|butter|wafer|hair dryer)s?$",
@@ -563,8 +601,10 @@ def _find_leak(text: str, highest_number: int | None) -> tuple[str, str] | None:
     groups = {"meta": _META, "hedge": (_HEDGES,), "mentions_blur": _BLUR, "mentions_picture": _PICTURE}
     for kind, patterns in groups.items():
         for pattern in patterns:
-            if found := pattern.search(text):
-                return kind, found[0]
+            for found in pattern.finditer(text):
+                # A cover or a screen in the scene may show a close-up, or a blurred image.
+                if kind not in {"mentions_blur", "mentions_picture"} or not _SHOWN_ON.search(text[: found.start()]):
+                    return kind, found[0]
     candidates = [("mentions_marks", _mark(text)), ("repetition", _repetition(text))]
     if highest_number is not None:
         candidates.append(("mentions_numbers", _number_of_a_mark(text, highest_number)))
@@ -577,7 +617,8 @@ def _mark(text: str) -> str | None:
     for pattern in _MARKS:
         for found in pattern.finditer(text):
             # Where lines are painted in the world: "the parking space marked with yellow lines".
-            around = text[max(0, found.start() - 40) : found.end() + 12]
+            after = re.split(r"[,;:.()]", text[found.end() : found.end() + 12])[0]
+            around = f"{text[max(0, found.start() - 40) : found.end()]}{after}"
             if not _PAINTED.search(around) or re.search(
                 r"\b(?:around|bounding|contour|(?:the|this|that|an?) (?:highlighted|circled|indicated|annotated))\b",
                 found[0],
@@ -598,7 +639,7 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
         text,
     ):
         before, after = text[: found.start()], text[found.end() :]
-        if int(found[1]) > highest or _SUIT.match(after):
+        if int(found[1]) > highest or _NO_INDEX.match(after) or re.search(r"\d (?:past|to) $", before):
             continue
         if re.search(r"\b(?:of the|all|these|those) $", before):
             continue  # a count: "the only one of the 4 that is full"
