@@ -165,6 +165,14 @@ def test_short_caption_where_colour_and_location_fit_others_tells_its_point(canv
     assert _short(image, 3).endswith(", a quarter of the way from the left and close to the top edge.")
 
 
+def test_short_caption_of_a_point_by_two_axes_says_of_the_way_once(canvas, painted, image_of):
+    spots = [canvas.rectangle(52, 145, 68, 155), canvas.ellipse(95, 150, 6), canvas.ellipse(60, 180, 6)]
+    image = image_of(painted(*((spot, "e01010") for spot in spots)), spots)
+    assert _short(image, 1).endswith(", a fifth of the way from the left and three quarters down.")
+    assert _verdict(image, 1, _short(image, 1)).accepted
+    assert not _verdict(image, 3, _short(image, 1)).accepted
+
+
 def test_short_caption_says_one_axis_where_it_tells_all_others_apart(canvas, painted, image_of):
     spots = [canvas.ellipse(x, 150, 6) for x in (30, 85)]
     spots[1] &= canvas.y > 146
@@ -204,6 +212,10 @@ def test_captions_of_regions_that_cover_most_of_the_image_have_no_rank(canvas, p
         ("A red disc, slightly left of centre.", "says slightly left of centre; its centre is a fifth of the way"),
         ("A red disc near the right edge, halfway down.", "says near the right edge; its centre is a fifth"),
         ("A red disc, a fifth of the way from the left.", None),
+        (
+            "A red disc, a fifth of the way from the left and three quarters down.",
+            "says three quarters down; its centre",
+        ),
     ],
 )
 def test_verify_checks_extent_and_point(canvas, painted, image_of, claim, reason):

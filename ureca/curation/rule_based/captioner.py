@@ -234,7 +234,7 @@ class RuleBasedCaptioner:
     Every method raises ``AnswerError`` for a region without pixels.
     """
 
-    name = "rule-based-7"
+    name = "rule-based-8"
     verifies_by_own_measurements = True
     """Its verification of its own captions is a self-check: regions get the verdict ``self_checked``."""
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ureca.curation.rule_based.vocabulary import TOLERANCE
 
 _EXAMPLES = {
-    "black": "000000 101010 1c1c1e 15100c 0c1018 2c2228",
+    "black": "000000 101010 1c1c1e 15100c 0c1018 2c2228 262626",
     "grey": "303234 4a4a4a 686868 888888 a8a8a8 c4c4c4 58554e 8f949c a39f97 d4d4d4 ccd6cc",
     "white": "ffffff f2f2f2 e6e6e6 f8f5ee eef2f6",
     "red": "ff0000 c80000 8b0000 d83a34 b02a2a 600c0c e05a50 451611 5a1c16",
@@ -21,10 +21,10 @@ _EXAMPLES = {
     "brown": "8b4513 5c3317 6b4a2f 3b2314 a0623a 2c1c12 7d5a45 966f50 b07840 b4622e a85a24",
     "beige": "f5deb3 d2b48c e8d8c0 c8ad8d b89a78 dcc0a4 ecc894 dcb080",
     "yellow": "ffff00 ffd700 f0e060 e0c020 fff59a c8a818",
-    "green": "00ff00 008000 2e5d2e 6b8e23 90ee90 556b2f 1f3a1f 9acd32 5f7f5f 8fb080 66703c",
+    "green": "00ff00 008000 2e5d2e 6b8e23 90ee90 556b2f 1f3a1f 9acd32 5f7f5f 8fb080 66703c 101a00 212a0d 0e2513",
     "turquoise": "00ffff 40e0d0 008080 2f6f6f a0e8e8 48b0b0",
-    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec a4e4fc 1b2a49 43548c 5b7da8 3060ff",
-    "purple": "800080 6a3fa0 4b0082 b090d8 3a2045 d8b0ff 9a50c0 75608c 673147",
+    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec a4e4fc 1b2a49 43548c 5b7da8 3060ff 0c152a",
+    "purple": "800080 6a3fa0 4b0082 b090d8 3a2045 d8b0ff 9a50c0 75608c 673147 291e35",
     "pink": "ffc0cb ff69b4 ff1493 e8a0b0 d070a0 ff00ff f0b8b0 c08088 a8647c",
 }
 """Typical sRGB values of each family; a colour belongs to the family of the nearest one."""

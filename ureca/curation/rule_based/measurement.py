@@ -232,14 +232,17 @@ _DOWN = _ways(
         for words, value in (_FRACTIONS | _FAR_FRACTIONS | {"nine tenths": 0.9}).items()
     },
 )
-POINT_PATTERN = rf"(?:(?P<across>{'|'.join(_ACROSS)})|(?P<down>{'|'.join(_DOWN)}))(?! of)"
+_WAY = " of the way"
+"""Words that are said once for both axes: "a quarter of the way from the left and three fifths down"."""
+_DOWN_IN_ANY_FORM = _DOWN | {words.replace(_WAY, ""): value for words, value in _DOWN.items()}
+POINT_PATTERN = rf"(?:(?P<across>{'|'.join(_ACROSS)})|(?P<down>{'|'.join(_DOWN_IN_ANY_FORM)}))(?! of)"
 
 
 def points(location: RegionLocation) -> Iterator[str]:
     """Name the centre of a region in the image, from the shortest words to the closest ones.
 
     By one axis, "near the left edge", at first that in which it is farther from the centre; then by both, "near the
-    left edge and halfway down"; then with "just over" and "just under".
+    left edge and halfway down", with "of the way" once; then with "just over" and "just under".
     """
 
     def nearest(ways: Mapping[str, float], value: float, closely: bool) -> str:
@@ -250,14 +253,15 @@ def points(location: RegionLocation) -> Iterator[str]:
 
     across, down = nearest(_ACROSS, location.x, False), nearest(_DOWN, location.y, False)
     yield from (across, down) if abs(location.x - 0.5) >= abs(location.y - 0.5) else (down, across)
-    yield f"{across} and {down}"
-    yield f"{nearest(_ACROSS, location.x, True)} and {nearest(_DOWN, location.y, True)}"
+    closest = nearest(_ACROSS, location.x, True), nearest(_DOWN, location.y, True)
+    for x, y in ((across, down), closest):
+        yield f"{x} and {y.replace(_WAY, '') if _WAY in x else y}"
 
 
 def fits_point(words: str, location: RegionLocation, *, slack: float = 1.0) -> bool:
     """Return True if the centre of a region is about where words of ``points`` say; ``slack`` scales the tolerance."""
     for part in words.split(" and "):
-        value, stated = (location.x, _ACROSS[part]) if part in _ACROSS else (location.y, _DOWN[part])
+        value, stated = (location.x, _ACROSS[part]) if part in _ACROSS else (location.y, _DOWN_IN_ANY_FORM[part])
         if abs(stated - value) > slack * (_CLOSE_TOLERANCE if part.startswith("just") else _WAY_TOLERANCE):
             return False
     return True
