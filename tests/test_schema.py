@@ -163,3 +163,10 @@ def test_conform_with_unknown_fields_names_their_paths(change: Change, path: str
 def test_conform_of_other_types_raises(change: Change) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         conform([changed(change)], REGIONS)
+
+
+def test_results_page_names_every_column_and_the_verdicts() -> None:
+    page = (Path(__file__).parents[1] / "docs/results.md").read_text(encoding="utf-8")
+    of_regions = [field.name for field in REGIONS.field("regions").type.value_type]
+    assert [name for name in [*REGIONS.names, *of_regions] if f"`{name}`" not in page] == []
+    assert "(unchecked, accepted, self_checked, rejected)" in page
