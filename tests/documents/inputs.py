@@ -57,7 +57,11 @@ def _sa1b_lines(place: Path) -> None:
 
 
 def _answers(place: Path) -> None:
-    lines = [{"image": f"img_{number:04d}", "mask_id": 1, "caption": "a disc"} for number in range(NUM_IMAGES)]
+    lines = [
+        {"image": f"img_{number:04d}", "mask_id": mask, "caption": f"disc {mask}"}
+        for number in range(NUM_IMAGES)
+        for mask in (1, 2, 3, 4)
+    ]
     place.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
