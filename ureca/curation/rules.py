@@ -634,7 +634,7 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
     Numbers on jerseys, bibs, balls, signs and the like are in the world and stay.
     """
     for found in re.finditer(
-        r"(?<![\d.:/$€£-])(\d{1,2})(?![\d/%]|[:.,]\d|\s?(?:cm|mm|m|km|kg|px|inch|inches|feet|ft|am|pm|"
+        r"(?<![\d.:/$€£-])(\d{1,2})(?![\w/%]|[:.,]\d|\s?(?:cm|mm|m|km|kg|px|inch|inches|feet|ft|am|pm|"
         r"percent|years?|to \d|o'clock|minutes?|hours?|seconds?)\b|st\b|nd\b|rd\b|th\b|-)",
         text,
     ):

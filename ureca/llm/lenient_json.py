@@ -1,8 +1,8 @@
 """JSON objects as chat models write them: strict JSON, or with the faults that models make.
 
-Read in addition to strict JSON: line breaks and tabs within strings, trailing commas, single and typographic quotes,
-unescaped quotes within a string, unknown escapes, keys without quotes, comments, and Python's ``True``, ``False`` and
-``None``.
+Read in addition to strict JSON: line breaks and tabs within strings, trailing and missing commas, single, typographic and
+triple quotes, unescaped quotes within a string, unknown escapes, keys without quotes, comments, and Python's ``True``,
+``False`` and ``None``.
 An object that does not end is not read: its text may be cut off anywhere.
 """
 
@@ -26,7 +26,8 @@ _CLOSING_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _CODE = re.compile(r"u([0-9a-fA-F]{4})")
 _AFTER_STRING = re.compile(
-    _GAP + r"(?:[:}\]]|,\s*(?:[}\]]|[\"'\u201c][^\"':]{1,60}[\"'\u201d]\s*:|[A-Za-z_]\w{0,60}\s*:)|$)"
+    _GAP + r"(?:[:\uff1a}\]]|[\"'\u201c]\w{1,60}[\"'\u201d]\s*:|"
+    r",\s*(?:[}\]]|[\"'\u201c][^\"':]{1,60}[\"'\u201d]\s*:|[A-Za-z_]\w{0,60}\s*:)|$)"
 )
 
 
@@ -103,7 +104,7 @@ def _read_object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int
         else:
             raise ValueError(position)
         position = _after_space(text, position)
-        if text[position : position + 1] != ":":
+        if text[position : position + 1] not in {":", "\uff1a"}:
             raise ValueError(position)
         content[key], position = _read_value(text, position + 1, depth + 1)
         position = _after_comma(text, position, "}")
@@ -121,17 +122,19 @@ def _read_list(text: str, start: int, depth: int) -> tuple[list[Any], int]:
 
 
 def _after_comma(text: str, position: int, closing: str) -> int:
-    """Skip the comma between two entries; a last one may have it, too."""
+    """Skip the comma between two entries; a last one may have it, too, and the next one may begin without it."""
     position = _after_space(text, position)
     if text[position : position + 1] == ",":
         return _after_space(text, position + 1)
-    if text[position : position + 1] != closing:
+    if text[position : position + 1] not in {closing, '"'}:
         raise ValueError(position)
     return position
 
 
 def _read_string(text: str, start: int) -> tuple[str, int]:
     """Read a string, which ends at the first quote that something other than text follows."""
+    if text.startswith('"""', start) and (end := text.find('"""', start + 3)) >= 0:
+        return text[start + 3 : end], end + 3
     closing = _CLOSING_QUOTES[text[start]]
     special = re.compile(rf"[\\{closing}]")
     pieces: list[str] = []

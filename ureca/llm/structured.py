@@ -254,7 +254,7 @@ def without_thinking(text: str) -> tuple[str, bool]:
 
 def _without_wrapping(text: str) -> str:
     """Strip special tokens, boxes, code fences and emphasis around a bare answer."""
-    text = re.sub(r"<\|[\w ]{1,40}\|>|```\w{0,20}", " ", text).strip()
+    text = re.sub(r"<\|[\w ]{1,40}\|>|</?\w{1,20}>|```\w{0,20}", " ", text).strip()
     boxed = re.fullmatch(r"\$*\\boxed\{(?:\\text\{)?([^{}]{1,100})\}{1,2}\$*\.?", text)
     return (boxed[1] if boxed else text).strip(" \t\r\n*_`\"'")
 
