@@ -1,8 +1,8 @@
 """JSON objects as chat models write them: strict JSON, or with the faults that models make.
 
-Read in addition to strict JSON: line breaks and tabs within strings, trailing and missing commas, single, typographic and
-triple quotes, unescaped quotes within a string, unknown escapes, keys without quotes, comments, and Python's ``True``,
-``False`` and ``None``.
+Read in addition to strict JSON: line breaks and tabs within strings, trailing and missing commas, single, typographic
+and triple quotes, unescaped quotes within a string, unknown escapes, keys without quotes, comments, and Python's
+``True``, ``False`` and ``None``.
 An object that does not end is not read: its text may be cut off anywhere.
 """
 
