@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from ureca.data.manifest import MANIFEST
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.io import read_table
 from ureca.masks.mask import Mask
+from ureca.parquet import read_table
 from ureca.report.view_index import Query, ViewIndex, open_index
 from ureca.schema import REGION, REGIONS, REGIONS_DATASET
 

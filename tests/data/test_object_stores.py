@@ -20,7 +20,7 @@ from tests.data.test_output import manifest, row
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
-from ureca import io
+from ureca import io, parquet
 from ureca.data.crash_log import CrashLog
 from ureca.data.lease import LeaseTiming
 from ureca.data.output import Output
@@ -118,7 +118,7 @@ def test_read_parsed_of_an_object_that_is_replaced_at_each_attempt_is_an_error(s
         io.read_parsed(filesystem, place.name, bytes, num_attempts=2)
 
 
-def parquet(*values: str) -> bytes:
+def parquet_bytes(*values: str) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"value": values}), sink)
     return sink.getvalue().to_pybytes()
@@ -127,21 +127,21 @@ def parquet(*values: str) -> bytes:
 @pytest.mark.parametrize("new", [("z",), tuple("later rows")])
 def test_read_table_of_an_object_that_is_replaced_meanwhile_is_the_new_one(store: Store, new: tuple[str, ...]) -> None:
     place = locate(store.uri("replaced.parquet"))
-    store.put("replaced.parquet", parquet("a", "b", "c"))
-    filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: store.put("replaced.parquet", parquet(*new))])
-    assert io.read_table(filesystem, place.name)["value"].to_pylist() == list(new)
+    store.put("replaced.parquet", parquet_bytes("a", "b", "c"))
+    filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: store.put("replaced.parquet", parquet_bytes(*new))])
+    assert parquet.read_table(filesystem, place.name)["value"].to_pylist() == list(new)
 
 
 def test_read_table_of_an_object_that_is_removed_meanwhile_says_so(store: Store) -> None:
     place = locate(store.uri("removed.parquet"))
-    store.put("removed.parquet", parquet("a"))
+    store.put("removed.parquet", parquet_bytes("a"))
     filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: place.filesystem.delete_file(place.name)])
     with pytest.raises(OutputError, match=r"removed.parquet is not there any more"):
-        io.read_table(filesystem, place.name)
+        parquet.read_table(filesystem, place.name)
 
 
-@pytest.mark.parametrize("before", [parquet("a", "b", "c"), b""])
-@pytest.mark.parametrize("after", [parquet("a"), parquet(*map(str, range(999))), None])
+@pytest.mark.parametrize("before", [parquet_bytes("a", "b", "c"), b""])
+@pytest.mark.parametrize("after", [parquet_bytes("a"), parquet_bytes(*map(str, range(999))), None])
 def test_damaged_parts_are_none_where_parts_are_replaced_or_removed_meanwhile(
     store: Store, before: bytes, after: bytes | None
 ) -> None:
@@ -197,7 +197,7 @@ def test_write_table_after_an_error_leaves_no_object(store: Store, monkeypatch: 
         patch.setattr(pq.ParquetWriter, "write_table", die_half_way)
         io.write_table(place.filesystem, f"{place.name}/half.parquet", table, 64)
     assert [name for name in store.names("broken/") if not name.endswith("/")] == ["broken/whole.parquet"]
-    assert io.read_table(place.filesystem, f"{place.name}/whole.parquet") == table
+    assert parquet.read_table(place.filesystem, f"{place.name}/whole.parquet") == table
     assert store.unfinished_uploads() == []
 
 

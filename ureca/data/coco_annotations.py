@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from ureca import io
+from ureca import io, parquet
 from ureca.data.manifest import ANNOTATION_DIGEST, MANIFEST, left_out_of, with_left_out
 from ureca.errors import AnnotationError, InputError
 from ureca.hashing import digest
@@ -78,7 +78,7 @@ def attach_coco_file(manifest: pa.Table, folder: str, only_below: Sequence[str] 
     target = locate(io.below(folder, f"{name}.json"))
     index = target.name.removesuffix(".json") + ".parquet"
     if target.filesystem.get_file_info(index).type == pafs.FileType.File:
-        places = io.read_table(target.filesystem, index)
+        places = parquet.read_table(target.filesystem, index)
     else:
         try:
             file = CocoFile.read(path, only_below=only_below)

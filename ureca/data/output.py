@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ureca import __version__, io
+from ureca import __version__, io, parquet
 from ureca.data.crash_log import CrashLog
 from ureca.data.known_images import IMAGE_STATE, compare_known, image_states
 from ureca.data.lease import LEASE_NAME, LeaseFile
@@ -136,7 +136,7 @@ class Output:
         """
         tables = []
         for path in self.manifest_files():
-            partitions = io.read_table(self.filesystem, path)
+            partitions = parquet.read_table(self.filesystem, path)
             images = as_manifest(pc.list_flatten(partitions["images"]))
             tables.append(images.append_column("state", pa.chunked_array([_states(partitions)])))
         known = compare_known(manifest, pa.concat_tables(tables))
@@ -195,7 +195,9 @@ class Output:
         return {
             image["image_id"]
             for path in self.manifest_files()
-            for row in io.read_table(self.filesystem, path, ["partition", "images.list.element.image_id"]).to_pylist()
+            for row in parquet.read_table(
+                self.filesystem, path, ["partition", "images.list.element.image_id"]
+            ).to_pylist()
             if row["partition"] not in done
             for image in row["images"]
         }
@@ -210,7 +212,7 @@ class Output:
         if isinstance(now_images, pa.ChunkedArray):
             now_images = pa.concat_arrays(now_images.chunks)
         for path in self.manifest_files():
-            partitions = io.read_table(self.filesystem, path)
+            partitions = parquet.read_table(self.filesystem, path)
             offsets = partitions["images"].combine_chunks().offsets
             images = pc.list_flatten(partitions["images"].combine_chunks()).cast(pa.struct(MANIFEST))
             places = pc.index_in(pc.struct_field(images, "image_id"), value_set=now_ids)
@@ -237,13 +239,13 @@ class Output:
         return [
             (path, row_group)
             for path in self.manifest_files()
-            for row_group in range(io.num_row_groups(self.filesystem, path))
+            for row_group in range(parquet.num_row_groups(self.filesystem, path))
         ]
 
     def read_manifest(self, path: str) -> pa.Table:
         """Read the partitions in one of ``manifest_files``; schema ``PARTITIONS``."""
         # The cast is for tables of earlier versions.
-        return io.read_table(self.filesystem, path, PARTITIONS.names).cast(PARTITIONS)
+        return parquet.read_table(self.filesystem, path, PARTITIONS.names).cast(PARTITIONS)
 
     def part_paths(self) -> dict[int, str]:
         """Return the path or URI of the file of each finished partition, by its number."""
@@ -254,14 +256,14 @@ class Output:
 
     def read_manifest_chunk(self, path: str, row_group: int) -> pa.Table:
         """Read the partitions in one of ``manifest_chunks``; schema ``PARTITIONS``."""
-        return io.read_row_group(self.filesystem, path, row_group).select(PARTITIONS.names).cast(PARTITIONS)
+        return parquet.read_row_group(self.filesystem, path, row_group).select(PARTITIONS.names).cast(PARTITIONS)
 
     def partition_sizes(self) -> dict[int, int]:
         """Return the number of images of each partition, by its number."""
         sizes: dict[int, int] = {}
         for path in self.manifest_files():
             columns = ["partition", "images.list.element.image_id"]
-            partitions = io.read_table(self.filesystem, path, columns)
+            partitions = parquet.read_table(self.filesystem, path, columns)
             sizes |= zip(
                 partitions["partition"].to_pylist(), pc.list_value_length(partitions["images"]).to_pylist(), strict=True
             )
@@ -281,7 +283,7 @@ class Output:
 
         def is_damaged(part: str) -> bool:
             try:
-                return not io.is_whole_parquet(self.filesystem, part)
+                return not parquet.is_whole(self.filesystem, part)
             except FileNotFoundError:  # removed since the listing
                 return False
 
@@ -302,7 +304,7 @@ class Output:
         failed: dict[int, set[str]] = {}
         for partition in self.done_partitions():
             columns = ["image_id", "error", f"{self.dataset.name}.list.element.status"]
-            for row in io.read_table(self.filesystem, self._part(partition), columns).to_pylist():
+            for row in parquet.read_table(self.filesystem, self._part(partition), columns).to_pylist():
                 statuses = (region["status"] for region in row[self.dataset.name])
                 if row["error"] or any(status.startswith("failed:") for status in statuses):
                     failed.setdefault(partition, set()).add(row["image_id"])
@@ -420,7 +422,7 @@ class Output:
 
     def partition_rows(self, partition: int) -> list[dict[str, Any]]:
         """Read the rows of a finished partition."""
-        rows: list[dict[str, Any]] = io.read_table(self.filesystem, self._part(partition)).to_pylist()
+        rows: list[dict[str, Any]] = parquet.read_table(self.filesystem, self._part(partition)).to_pylist()
         return rows
 
     def parts(self) -> dict[int, str]:
@@ -462,7 +464,7 @@ class Output:
         limits = ImageLimits()
         wanted = pa.array(image_ids, pa.string())
         for path in self.manifest_files():
-            images = pc.list_flatten(io.read_table(self.filesystem, path, ["images"])["images"])
+            images = pc.list_flatten(parquet.read_table(self.filesystem, path, ["images"])["images"])
             table = pa.Table.from_struct_array(images)
             rows = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
             for fetched in fetch([ManifestEntry.from_row(row) for row in rows], limits):
@@ -472,7 +474,7 @@ class Output:
         """Return the ids of the images of all partitions, finished or not."""
         ids: list[pa.Array] = []
         for path in self.manifest_files():
-            partitions = io.read_table(self.filesystem, path, ["images.list.element.image_id"])
+            partitions = parquet.read_table(self.filesystem, path, ["images.list.element.image_id"])
             ids += pc.struct_field(pc.list_flatten(partitions["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
 

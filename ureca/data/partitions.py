@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ureca import io
+from ureca import io, parquet
 from ureca.data.manifest import MANIFEST
 from ureca.errors import OutputError
 from ureca.schema import REGIONS_DATASET, Dataset, conform
@@ -214,7 +214,7 @@ def write_part(
     """
     made = {row["image_id"]: row for row in rows}
     if filesystem.get_file_info(path).is_file:
-        existing = io.read_table(filesystem, path).to_pylist()
+        existing = parquet.read_table(filesystem, path).to_pylist()
         rows = [made.pop(row["image_id"], row) for row in existing] + list(made.values())
         earlier = read_report(filesystem, path)
         work = work + PartitionReport(**earlier.model_dump(include=_WORK_FIELDS))
@@ -252,7 +252,7 @@ def read_report(filesystem: pafs.FileSystem, path: str) -> PartitionReport:
     Raises:
         OutputError: the file is damaged, or no part.
     """
-    metadata = io.read_metadata(filesystem, path)
+    metadata = parquet.read_metadata(filesystem, path)
     try:
         return PartitionReport.model_validate_json(metadata[_FOOTER_KEY])
     except (KeyError, ValidationError) as error:

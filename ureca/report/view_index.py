@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 from pydantic import BaseModel, ConfigDict, Field
 
-from ureca import __version__, io
+from ureca import __version__, io, parquet
 from ureca.data.corrections import Correction, Corrections
 from ureca.data.output import Output
 from ureca.hashing import digest
@@ -439,7 +439,7 @@ def _regions_of_part(output: Output, path: str) -> tuple[npt.NDArray[np.int64], 
         "width",
         *(f"{name}.list.element.{column}" for column in wanted if column in known),
     ]
-    table = io.read_table(output.filesystem, path, columns).combine_chunks()
+    table = parquet.read_table(output.filesystem, path, columns).combine_chunks()
     lists = _one_chunk(table[name])
     structs = lists.flatten()
     row_of_region = pc.list_parent_indices(lists).to_numpy().astype(np.int64)

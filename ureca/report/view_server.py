@@ -26,7 +26,7 @@ import pyarrow as pa
 from PIL import Image, ImageFilter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ureca import io
+from ureca import io, parquet
 from ureca.data.corrections import Correction, Journal
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output, as_regions_row
@@ -223,7 +223,7 @@ class RunView:
         _, partition, row = self.index.image_place(image)
         path = self._paths[partition]
         table: pa.Table = self._cached(
-            ("part", partition), _NUM_CACHED_PARTS, lambda: io.read_table(self._output.filesystem, path)
+            ("part", partition), _NUM_CACHED_PARTS, lambda: parquet.read_table(self._output.filesystem, path)
         )
         found: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
         return found if self._output.dataset is REGIONS_DATASET else as_regions_row(found)

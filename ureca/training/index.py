@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from ureca import io
+from ureca import io, parquet
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
@@ -207,7 +207,7 @@ class TrainingIndex:
 
     def sample_costs(self) -> SampleCosts:
         """Read the token counts of all samples; 4 bytes a region and about 17 an image."""
-        table = io.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
+        table = parquet.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
         tokens, tiles = (table[name].combine_chunks() for name in ("text_tokens", "num_tiles"))
         return SampleCosts(
             first_regions=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
