@@ -1,5 +1,6 @@
 """The page of ``ureca view`` in headless Chromium."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,19 @@ def test_view_page_shows_images_and_decides_there(desktop: webdriver.Chrome, add
     page.until('#panel [role="treeitem"][data-id="1"] .badge', "rejected")
     page.press(Keys.ESCAPE)
     assert desktop.find_element(By.ID, "grid").is_displayed()
+
+
+def test_view_page_without_pictures_says_so_within_each_card(
+    desktop: webdriver.Chrome, address: str, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "images")
+    page = ViewPage(desktop, address)
+    page.until("#grid .missing", "no picture")
+    card, missing = (
+        desktop.execute_script(f"return document.querySelector('#grid .current{within}').offsetWidth")
+        for within in ("", " .missing")
+    )
+    assert 0 < missing <= card
 
 
 def test_view_page_while_an_image_loads_says_so_and_decides_about_the_new_region(
