@@ -39,6 +39,7 @@ def _flat(*codes):
         ("ff69b4", "pink"),
         ("cdd8cd", "light grey"),
         ("30252c", "black"),
+        ("759dd0", "blue"),  # a clear sky
         ("141b2a", "dark blue"),  # a wall in the shade
         ("1c2610", "dark green"),  # leaves in the shade
         ("241b12", "black"),  # a stove in warm light

@@ -23,7 +23,7 @@ _EXAMPLES = {
     "yellow": "ffff00 ffd700 f0e060 e0c020 fff59a c8a818",
     "green": "00ff00 008000 2e5d2e 6b8e23 90ee90 556b2f 1f3a1f 9acd32 5f7f5f 8fb080 66703c 101a00 212a0d 0e2513",
     "turquoise": "00ffff 40e0d0 008080 2f6f6f a0e8e8 48b0b0",
-    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec a4e4fc 1b2a49 43548c 5b7da8 3060ff 0c152a",
+    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec a4e4fc 1b2a49 43548c 5b7da8 3060ff 0c152a 7a9dd2",
     "purple": "800080 6a3fa0 4b0082 b090d8 3a2045 d8b0ff 9a50c0 75608c 673147 291e35",
     "pink": "ffc0cb ff69b4 ff1493 e8a0b0 d070a0 ff00ff f0b8b0 c08088 a8647c",
 }
