@@ -14,7 +14,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from skimage.filters import gaussian
 
 from tests.serving.page.page import INNER, LEFT, OUTSIDE, RIGHT, TIMEOUT_S, Page
-from tests.serving.page_service import HEIGHT, WIDTH
+from tests.serving.page_service import HEIGHT, WIDTH, PageBackend, serving
 from ureca.masks import rle as rle_codec
 
 
@@ -63,6 +63,19 @@ def test_page_created_region_is_captioned_and_removed(desktop: webdriver.Chrome,
     assert (round(point["x"]), round(point["y"])) == pytest.approx(OUTSIDE, abs=1)
     page.act("remove")
     page.until("#status", "4 regions, 0 captioned")
+
+
+def test_page_region_beyond_the_limit_of_a_request_is_captioned_and_compared(
+    desktop: webdriver.Chrome, backend: PageBackend, file: Path
+) -> None:
+    with serving(backend, limits={"max_regions": 4}) as small:  # as many as the segmenter finds
+        page = Page(desktop, small).upload(file)
+        page.use("point")
+        page.at(OUTSIDE).click().perform()
+        page.act("commit")
+        page.until("#status", "5 regions, 1 captioned")
+        page.until(".card .caption", "The middle grey thing.")
+        assert not page.one("#alert").is_displayed()
 
 
 def test_page_existing_region_is_not_added_twice(desktop: webdriver.Chrome, address: str, file: Path) -> None:

@@ -51,12 +51,15 @@ class Service {
   constructor(askForToken) {
     this.askForToken = askForToken;
     this.token = null; // in memory only
+    this.maxRegions = Infinity; // of a request
     this.asking = null;
   }
 
   async model() {
     const response = await this.#send("v1/models", {});
-    return (await response.json()).data[0];
+    const model = (await response.json()).data[0];
+    this.maxRegions = model.max_regions;
+    return model;
   }
 
   async regions(image, request, signal) {

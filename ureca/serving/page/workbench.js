@@ -187,10 +187,12 @@ class Workbench {
     this.viewer.stage.focus({ preventScroll: true });
   }
 
-  // Updates the tree and the look-alikes of all regions.
+  // Updates the tree and the look-alikes of all regions; of more than a request may have, those of the new and the largest.
   async #compare(signal) {
     if (this.regions.length === 0) return;
-    const given = this.regions.map(({ id, response }) => ({ region_id: id, rle: response.rle }));
+    const isKnown = ({ response }) => response.lookalike_ids !== null;
+    const compared = this.regions.toSorted((a, b) => isKnown(a) - isKnown(b) || b.area_px - a.area_px).slice(0, this.service.maxRegions);
+    const given = compared.map(({ id, response }) => ({ region_id: id, rle: response.rle }));
     const response = await this.service.regions(this.file, { regions: given, lookalikes: true }, signal);
     for (const { region_id: id, parent_id, depth, lookalike_ids } of response.regions) {
       const region = this.#of(id);
