@@ -183,7 +183,7 @@ class EverythingAlike:
 class ScriptedChatModel:
     """Answers with these texts one after another, then with the last one for ever, and keeps the requests."""
 
-    texts: Sequence[str] = ('{"caption": "A thing."}',)
+    texts: Sequence[str] = ('{"caption": "A mug."}',)
     name: str = "scripted"
     requests: list[ChatRequest] = field(default_factory=list)
 

@@ -68,7 +68,7 @@ HANG_UP = Said(status=0)
 """The connection is closed without a word."""
 
 
-def completion(text: str = '{"caption": "A thing."}', prompt_tokens: int = 300, completion_tokens: int = 9) -> Said:
+def completion(text: str = '{"caption": "A mug."}', prompt_tokens: int = 300, completion_tokens: int = 9) -> Said:
     """A well-formed answer."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

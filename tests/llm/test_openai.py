@@ -29,7 +29,7 @@ KEY = "sk-Sw0rdfish-42"
 PICTURE = np.full((24, 40, 3), (200, 30, 90), np.uint8)
 SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
 REQUEST = ChatRequest("Caption it.", (PICTURE, "What is it?"), SCHEMA, temperature=0.2, max_new_tokens=64)
-CAPTION = ChatAnswer('{"caption": "A thing."}', 300, 9)
+CAPTION = ChatAnswer('{"caption": "A mug."}', 300, 9)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, field_validator, model_validator
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
-from ureca.curation.rules import JSON_IN_TEXT, check_caption
+from ureca.curation.rule_patterns import JSON_IN_TEXT
+from ureca.curation.rules import check_caption
 from ureca.curation.settings import PromptedConfig
 from ureca.curation.uniqueness import equal_captions
 from ureca.llm.protocol import ChatModel, Pixels
