@@ -6,6 +6,8 @@ CONSTRAINTS := cluster/constraints.txt
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH = $(shell ! command -v nvidia-smi >/dev/null && $(PYTHON) -c "import urllib.request as u; u.urlopen('$(CPU_INDEX)/torch/', timeout=5)" 2>/dev/null && echo --extra-index-url $(CPU_INDEX))
 BIN := $(VENV)/bin
+# Build backends warn of editable installations, which are meant.
+PIP_INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 DEMO ?= demo
 
 .PHONY: bench-engines structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-view bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
@@ -186,22 +188,22 @@ browser:
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP_INSTALL) --upgrade pip
 
 $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
+	$(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable .
 	touch $@
 
 $(VENV)/.science: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(TORCH) --constraint $(CONSTRAINTS) --editable '.[science]'
+	$(PIP_INSTALL) $(TORCH) --constraint $(CONSTRAINTS) --editable '.[science]'
 	touch $@
 
 $(VENV)/.serve: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(TORCH) --constraint $(CONSTRAINTS) --editable '.[serve]'
+	$(PIP_INSTALL) $(TORCH) --constraint $(CONSTRAINTS) --editable '.[serve]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(TORCH) --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(PIP_INSTALL) $(TORCH) --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 .PHONY: docs
@@ -209,7 +211,7 @@ docs: $(VENV)/.docs  ## the site of the documentation, in build/site
 	$(BIN)/mkdocs build --quiet --strict
 
 $(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	$(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable '.[docs]'
 	touch $@
 
 clean:

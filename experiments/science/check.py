@@ -233,6 +233,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-shifts", action="store_true", help="leave out shifted scenes")
     parser.add_argument("--to", type=Path, help="JSON file for the figures")
     options = parser.parse_args(argv)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of weights that load in less than a second
     result = check(
         options.model,
         options.scenes,
