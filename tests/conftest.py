@@ -4,13 +4,15 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.browser"]
+# The environment of vLLM, where no page is tested, has no selenium.
+pytest_plugins = ["tests.browser"] if find_spec("selenium") else []
 
 # Before PyTorch is loaded, here and in the processes of tests: several threads on the small tensors of tests cost more
 # than they save, and on a machine with other work they wait for each other without end.
