@@ -290,8 +290,7 @@ _VLLM = "it needs the environment of vLLM; tests/vllm runs it on a CPU"
 CANNOT_RUN: Mapping[str, str] = {
     "ureca doctor --ranks 16": "sixteen GPUs; tests/ops/test_doctor.py measures two ranks on the CPU",
     "make test": "it would run these tests again",
-    "ureca bench sam --encoder small --points 32 --height 300 --width 450": "five minutes of computing; "
-    "tests/masks/generators/test_sam.py compares the masks of both sides",
+    "ureca bench sam": "five minutes of computing; tests/masks/generators/test_sam.py compares the masks of both sides",
     ". tests/vllm/environment.sh && .venv-vllm/bin/python examples/ray_data_llm.py CHECKPOINT": "vLLM; "
     "tests/vllm/test_ray_data_llm.py runs it",
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
