@@ -80,8 +80,9 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
                 }
             )
         except (RayError, TimeoutError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__  # some timeouts have no text
             raise ClusterError(
-                f"Ray Serve did not start: {str(error).splitlines()[0]} The machine may be too busy, or short of "
+                f"Ray Serve did not start: {reason.rstrip('.')}. The machine may be too busy, or short of "
                 "memory (`ureca doctor` checks it); try again, or read /tmp/ray/session_latest/logs/serve"
             ) from error
         try:

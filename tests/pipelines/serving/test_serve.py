@@ -220,14 +220,19 @@ def test_killed_replica_fails_only_its_own_requests(client: httpx2.Client) -> No
     assert client.get("/readyz").status_code == 200
 
 
-def test_serving_where_serve_does_not_start_raises_cluster_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"), [(ActorDiedError(), "The actor died"), (TimeoutError(), r"TimeoutError\. The machine")]
+)
+def test_serving_where_serve_does_not_start_raises_cluster_error(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(**_: object) -> None:
-        raise ActorDiedError
+        raise error
 
     monkeypatch.setattr(serve, "start", start)
     monkeypatch.setattr(serve_pipeline, "ray_session", lambda _: nullcontext(Cluster(2, 0, may_grow=True)))
     with (
-        pytest.raises(ClusterError, match=r"Ray Serve did not start: The actor died.*; try again"),
+        pytest.raises(ClusterError, match=rf"Ray Serve did not start: {says}.*; try again"),
         serving(ServeSettings()),
     ):
         pass
