@@ -21,6 +21,7 @@ from ureca.pipelines.serving.deployments import build_application
 from ureca.pipelines.serving.front import configure_proxies
 from ureca.pipelines.serving.middleware import digest_token
 from ureca.serving.settings import erase_variable
+from ureca.wording import first_line
 
 APPLICATION = "ureca"
 """Name of the application."""
@@ -80,7 +81,7 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
                 }
             )
         except (RayError, TimeoutError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__  # some timeouts have no text
+            reason = first_line(error)
             raise ClusterError(
                 f"Ray Serve did not start: {reason.rstrip('.')}. The machine may be too busy, or short of "
                 "memory (`ureca doctor` checks it); try again, or read /tmp/ray/session_latest/logs/serve"

@@ -1,8 +1,8 @@
-"""Numbers in messages."""
+"""Words of messages."""
 
 import pytest
 
-from ureca.wording import duration, quantity
+from ureca.wording import duration, first_line, quantity
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,14 @@ def test_quantity_with_any_number_agrees_with_its_noun(number: int, nouns: tuple
 )
 def test_duration_of_seconds_has_at_most_two_parts(seconds: float, decimals: int, text: str) -> None:
     assert duration(seconds, decimals=decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("wrong\nin detail"), "wrong"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_first_line_of_an_error_without_a_message_is_its_type(error: Exception, text: str) -> None:
+    assert first_line(error) == text

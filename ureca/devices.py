@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ureca.errors import SettingsError
+from ureca.wording import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -45,4 +46,4 @@ def torch_device(name: str) -> torch.device:
         # A small allocation proves that the device exists.
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"device '{name}' cannot be used: {first_line(error)}") from error

@@ -9,6 +9,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ureca.errors import OutputError
+from ureca.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def _read(filesystem: pafs.FileSystem, path: str, read: Callable[[pq.ParquetFile
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise OutputError(
-                f"{path} is damaged ({str(error).splitlines()[0]}). If it is a part, remove it and run the command "
+                f"{path} is damaged ({first_line(error)}). If it is a part, remove it and run the command "
                 "that wrote it again: only its images are processed again"
             ) from error
     raise AssertionError("unreachable")

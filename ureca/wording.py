@@ -1,4 +1,4 @@
-"""Numbers in messages: quantities (a count with its noun) and durations."""
+"""Words of messages: quantities (a count with its noun), durations, and first lines of errors."""
 
 
 def quantity(number: int, noun: str, plural: str | None = None) -> str:
@@ -21,3 +21,8 @@ def duration(seconds: float, *, decimals: int = 0) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has no message."""
+    return (str(error) or type(error).__name__).splitlines()[0]

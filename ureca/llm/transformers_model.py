@@ -17,6 +17,7 @@ from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
 from ureca.llm.settings import TransformersConfig
+from ureca.wording import first_line
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class LocalModel:
             )
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise BatchTooLargeError(str(error).splitlines()[0]) from error
+            raise BatchTooLargeError(first_line(error)) from error
         num_prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         new_tokens = tokens[:, prompt_length:].tolist()
         return [

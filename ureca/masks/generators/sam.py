@@ -22,6 +22,7 @@ from ureca.masks.generators.everything import EverythingGenerator
 from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, vanishes_at
 from ureca.masks.generators.settings import AutomaticMaskSettings, ModelType, SamConfig, SamModelSettings
 from ureca.masks.mask import Mask
+from ureca.wording import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -269,7 +270,7 @@ def read_state(checkpoint: Path) -> Mapping[str, torch.Tensor]:
         # segment-anything's own loader would unpickle, that is run, anything that the file holds.
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SettingsError(f"checkpoint {checkpoint} is not a readable PyTorch file: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SettingsError(f"checkpoint {checkpoint} is not a state dict (tensors by parameter name)")

@@ -28,6 +28,7 @@ from ureca.masks.generators.settings import (
 )
 from ureca.masks.mask import Mask
 from ureca.memory import in_parts_that_fit
+from ureca.wording import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -338,7 +339,7 @@ def _load(model_class: str, checkpoint: str, companion: str) -> tuple[Any, Any]:
             checkpoint, attn_implementation="sdpa", dtype="float32", weights_only=True, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SettingsError(_cannot_be_loaded(checkpoint, model_class, reason)) from error
     except UnpicklingError as error:
         raise SettingsError(_cannot_be_loaded(checkpoint, model_class, "its weights are no plain tensors")) from error
